@@ -1,0 +1,629 @@
+#!/usr/bin/env python3
+"""Set paged_engine up and start it, on a machine that has only Python and git.
+
+    python run.py lab       set up, then open JupyterLab on the first notebook
+    python run.py test      set up, then run every check (--quick: the short lane)
+    python run.py setup     set up, nothing more
+
+Only the standard library is used, and everything goes into one environment: the active conda or
+virtual environment, or else `.venv` beside this file. A stamp in that environment says what was
+installed, so the second time takes no time. Every foreseeable trouble ends in one line that says
+what to do about it.
+"""
+
+import sys
+
+OLDEST = (3, 11)
+
+# This stands before everything else and uses old syntax only, so that an old Python reads this far.
+if sys.version_info < OLDEST:
+    sys.exit(
+        "run.py: paged_engine needs Python 3.11 or newer, and this is Python %d.%d: "
+        "install 3.12 (python.org, your package manager or conda), then run: python3.12 run.py %s"
+        % (sys.version_info[0], sys.version_info[1], " ".join(sys.argv[1:]) or "lab")
+    )
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+REPO = Path(__file__).resolve().parent
+NOTEBOOKS = REPO / "notebooks"
+FIRST_NOTEBOOK = NOTEBOOKS / "00_start_here.ipynb"
+CONSTRAINTS = REPO / "constraints.txt"
+EXTRAS = "notebooks,test"
+STAMP = ".paged_engine_setup.json"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+LANES = ("lint", "types", "model", "tests", "notebooks")
+
+# What pip writes when it cannot reach an index, on the platforms that we know of.
+OFFLINE_SIGNS = (
+    "NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError",
+    "ProxyError", "Failed to establish a new connection", "Temporary failure in name resolution",
+    "getaddrinfo failed", "nodename nor servname", "Network is unreachable", "No route to host",
+    "Connection refused", "Max retries exceeded", "Read timed out", "Connection reset",
+)  # fmt: skip
+
+
+class Problem(Exception):
+    """Something the user can mend. Its message is one line: what is wrong and what to do."""
+
+
+def say(text: str) -> None:
+    """Print one line of our own at once, so that it keeps its place among the output of others."""
+    print(f"[run.py] {text}", flush=True)
+
+
+# Which environment -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where we install: its folder, its interpreter, and whether it is ours to make anew."""
+
+    prefix: Path
+    python: Path
+    ours: bool
+
+    @property
+    def stamp(self) -> Path:
+        """The file that says what was installed here, written when all of it was."""
+        return self.prefix / STAMP
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an interpreter says about itself."""
+
+    version: tuple[int, ...]
+    pip: bool
+    torch: bool
+
+
+def interpreter(prefix: Path) -> Path:
+    """The Python of a virtual or conda environment."""
+    if os.name == "posix":
+        return prefix / "bin" / "python"
+    in_venv = prefix / "Scripts" / "python.exe"
+    return in_venv if in_venv.exists() else prefix / "python.exe"
+
+
+def is_conda_base(prefix: Path) -> bool:
+    """Conda's base holds conda itself; installing there can break conda."""
+    return (prefix / "condabin").is_dir() or (
+        os.environ.get("CONDA_PREFIX") == str(prefix)
+        and os.environ.get("CONDA_DEFAULT_ENV") == "base"
+    )
+
+
+def choose_environment() -> Environment:
+    """The active environment, else `.venv` in the repository (which need not exist yet)."""
+    own = REPO / ".venv"
+    active = [
+        sys.prefix if sys.prefix != sys.base_prefix else None,
+        os.environ.get("VIRTUAL_ENV"),
+        os.environ.get("CONDA_PREFIX"),
+    ]
+    for folder in active:
+        if not folder or not interpreter(Path(folder)).exists():
+            continue
+        prefix = Path(folder)
+        if prefix.resolve() == own.resolve():
+            break
+        if is_conda_base(prefix):
+            say("conda's base environment stays as it is: using .venv in this folder instead")
+            continue
+        return Environment(prefix, interpreter(prefix), ours=False)
+    return Environment(own, interpreter(own), ours=True)
+
+
+def examine(python: Path) -> Facts | None:
+    """Ask an interpreter what it has; None where it does not run (as in a half-made `.venv`)."""
+    question = (
+        "import sys, json, importlib.util as u;"
+        "has = [u.find_spec(name) is not None for name in ('pip', 'torch')];"
+        "print(json.dumps([sys.version_info[:3], *has]))"
+    )
+    with contextlib.suppress(OSError, ValueError):
+        answer = subprocess.run([python, "-c", question], capture_output=True, text=True, cwd=REPO)
+        if answer.returncode == 0:
+            version, pip, torch = json.loads(answer.stdout)
+            return Facts(tuple(version), pip, torch)
+    return None
+
+
+# Setting up --------------------------------------------------------------------------------------
+
+
+def fingerprint(version: tuple[int, ...]) -> str:
+    """Of everything that decides what gets installed, and where the package lies."""
+    parts = [(REPO / "pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes()]
+    parts += [text.encode() for text in (EXTRAS, str(REPO), str(version))]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def read_stamp(environment: Environment) -> dict[str, Any]:
+    """What the last set-up left: nothing, {"state": "unfinished"}, or the finished record."""
+    try:
+        stamp = json.loads(environment.stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(environment: Environment, stamp: dict[str, Any]) -> None:
+    """Replace the stamp as a whole: a reader sees the old one or the new one."""
+    fresh = environment.stamp.with_suffix(".tmp")
+    fresh.write_text(json.dumps(stamp), encoding="utf-8")
+    fresh.replace(environment.stamp)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[IO[str]]:
+    """Hold the set-up of this folder. The system lets go of the lock when its holder dies."""
+    with open(REPO / ".setup.lock", "a+", encoding="utf-8") as lock:
+        announced = False
+        while not try_lock(lock):
+            if not announced:
+                say("another set-up of this folder is running: waiting until it is through")
+                announced = True
+            time.sleep(0.5)
+        yield lock
+
+
+def try_lock(lock: IO[str]) -> bool:
+    """Take the lock if it is free. Where a file system knows no locks, go on without."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_set_up(environment: Environment, facts: Facts | None, cpu: bool) -> bool:
+    """Whether the stamp says that just this was installed, to its end."""
+    stamp = read_stamp(environment)
+    return (
+        facts is not None
+        and stamp.get("state") == fingerprint(facts.version)
+        and (bool(stamp.get("cpu")) or not cpu)
+    )
+
+
+def set_up(cpu: bool = False, fresh: bool = False) -> Environment:
+    """Make the environment ready, doing only what is still to be done."""
+    environment = choose_environment()
+    facts = examine(environment.python)
+    if not fresh and is_set_up(environment, facts, cpu):
+        return environment
+    with one_at_a_time() as lock:
+        facts = examine(environment.python)  # again: somebody else may just have done it
+        if not fresh and is_set_up(environment, facts, cpu):
+            return environment
+        install(environment, facts, cpu, fresh, lock)
+    return environment
+
+
+def install(
+    environment: Environment, facts: Facts | None, cpu: bool, fresh: bool, lock: IO[str]
+) -> None:
+    """Make `.venv` where it is wanted and let pip install everything; the stamp comes last."""
+    started = time.monotonic()
+    stamp = read_stamp(environment)
+    # A package whose files were half copied counts as installed for pip. So what was interrupted is
+    # not mended but made again: our own folder as a whole, a foreign one package by package.
+    unfinished = stamp.get("state") == "unfinished"
+    if environment.ours and (facts is None or not facts.pip or not stamp or unfinished or fresh):
+        make_venv(environment)
+        facts = examine(environment.python)
+    if facts is None:
+        raise Problem(f"{environment.python} does not run: remove its environment and try again")
+    if facts.version < OLDEST:
+        raise Problem(
+            f"the active environment {environment.prefix} has Python {dotted(facts.version)}, and "
+            "3.11 is needed: deactivate it, or activate one with Python 3.11 to 3.13"
+        )
+    refuse_intel_mac(facts)
+    announce(environment, facts, cpu)
+    ensure_pip(environment, facts)
+    write_stamp(environment, {"state": "unfinished"})
+    again = ["--force-reinstall"] if not environment.ours and (unfinished or fresh) else []
+    if cpu:
+        install_cpu_torch(environment, lock)
+    pip_install(environment, lock, *again, "-c", str(CONSTRAINTS), "-e", f"{REPO}[{EXTRAS}]")
+    write_stamp(environment, {"state": fingerprint(facts.version), "cpu": cpu})
+    say(f"set up in {time.monotonic() - started:.0f} s; the next time takes none")
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    """(3, 11, 7) as 3.11.7."""
+    return ".".join(map(str, version))
+
+
+def make_venv(environment: Environment) -> None:
+    """Make `.venv` anew from the Python that runs this file."""
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if any(importlib.util.find_spec(name) is None for name in ("venv", "ensurepip")):
+        raise Problem(
+            f"this Python cannot make an environment with pip (venv or ensurepip is missing): on "
+            f"Debian and Ubuntu run: sudo apt install python{python}-venv, then this command again"
+        )
+    say(f"making {environment.prefix} with Python {dotted(sys.version_info[:3])}")
+    try:
+        if environment.prefix.is_symlink() or environment.prefix.is_file():
+            environment.prefix.unlink()
+        elif environment.prefix.exists():
+            shutil.rmtree(environment.prefix)
+    except OSError as error:
+        raise Problem(
+            f"cannot remove the unfinished {environment.prefix} ({error.strerror}): close what "
+            "runs from it (JupyterLab, a terminal), delete it, then run this command again"
+        ) from error
+    # The base interpreter, because we may be running inside the very folder that was just removed.
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    made = subprocess.run(
+        [base, "-m", "venv", str(environment.prefix)], capture_output=True, text=True, cwd=REPO
+    )
+    if made.returncode != 0:
+        said = (made.stdout + made.stderr).strip().splitlines() or ["it said nothing"]
+        raise Problem(
+            f"making {environment.prefix} failed ({said[-1].strip()}): see that the folder can be "
+            f"written and Python {python} is complete (Debian, Ubuntu: python{python}-venv)"
+        )
+
+
+def ensure_pip(environment: Environment, facts: Facts) -> None:
+    """Environments made by uv or with --without-pip have no pip; most can give themselves one."""
+    if facts.pip:
+        return
+    command = [str(environment.python), "-m", "ensurepip", "--default-pip"]
+    if subprocess.run(command, capture_output=True, cwd=REPO).returncode != 0:
+        raise Problem(
+            f"the active environment {environment.prefix} has no pip: install it (conda install "
+            "pip, or uv pip install pip), or deactivate it and run this command again"
+        )
+
+
+def refuse_intel_mac(facts: Facts) -> None:
+    """No torch since 2.2 comes for macOS on Intel; one that is there already is the user's care."""
+    if (platform.system(), platform.machine()) == ("Darwin", "x86_64") and not facts.torch:
+        raise Problem(
+            "torch no longer comes for macOS on Intel: use Apple silicon (with an arm64 Python, "
+            "if this is one under Rosetta), Linux, Windows or Google Colab"
+        )
+
+
+def has_nvidia_card() -> bool:
+    """Whether a driver is to be seen; asking torch would need torch."""
+    signs = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg")
+    return any(os.path.exists(sign) for sign in signs) or shutil.which("nvidia-smi") is not None
+
+
+def announce(environment: Environment, facts: Facts, cpu: bool) -> None:
+    """Say where things go and how much will come, before it comes."""
+    say(f"setting up in {environment.prefix}, with Python {dotted(facts.version)}")
+    if facts.torch:
+        say("downloads what is missing of about 210 MB (torch is already here)")
+        return
+    linux = platform.system() == "Linux"
+    torch = "3 GB for torch with CUDA" if linux and not cpu else "200 MB for torch"
+    say(f"downloads about {torch}, and 210 MB for the rest; pip's cache is used where it can be")
+    if linux and not cpu and not has_nvidia_card():
+        say(
+            "no NVIDIA card seen: to take the CPU build of torch (200 MB, not 3 GB), press Ctrl-C "
+            "and run: python run.py setup --cpu"
+        )
+
+
+def install_cpu_torch(environment: Environment, lock: IO[str]) -> None:
+    """Take the tested torch without CUDA from PyTorch's own index; only Linux has the choice."""
+    if platform.system() != "Linux":
+        say("--cpu changes nothing here: only Linux gets torch with CUDA from PyPI")
+        return
+    lines = CONSTRAINTS.read_text(encoding="utf-8").split()
+    torch = next(word for word in lines if word.startswith("torch=="))
+    # Its dependencies follow with everything else, under the constraints.
+    pip_install(environment, lock, "--no-deps", "--index-url", CPU_INDEX, f"{torch}+cpu")
+
+
+def pip_install(environment: Environment, lock: IO[str], *arguments: str) -> None:
+    """Run pip, show what it says, and turn its failure into one line."""
+    command = [str(environment.python), "-m", "pip", "install"]
+    command += ["--no-input", "--disable-pip-version-check"]
+    if not sys.stdout.isatty():
+        command += ["--progress-bar", "off"]
+    process = subprocess.Popen(
+        [*command, *arguments],
+        cwd=REPO,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        # pip inherits the lock: killed as we may be, nobody starts over while it still writes.
+        pass_fds=[lock.fileno()] if os.name == "posix" else (),
+    )
+    assert process.stderr is not None
+    said = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            sys.stderr.write(line)
+            sys.stderr.flush()
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C reached pip too; let it put its files away
+        raise
+    if code != 0:
+        raise Problem(explain_pip_failure("".join(said), code))
+
+
+def explain_pip_failure(said: str, code: int) -> str:
+    """One line for what went wrong, from what pip wrote to its standard error."""
+    if any(sign in said for sign in OFFLINE_SIGNS):
+        return (
+            "no network: pip could not reach the package index. Connect (behind a proxy: set "
+            "HTTPS_PROXY), then run the same command again"
+        )
+    if "No space left on device" in said:
+        return "the disk is full: set-up needs 3 GB, with CUDA 9 GB; make room and run this again"
+    if "No matching distribution found" in said:
+        wanted = said.rsplit("No matching distribution found for", 1)[1].split("\n")[0].strip()
+        doubt = "check the network; if it works, " if "(from versions: none)" in said else ""
+        return (
+            f"pip has no {wanted} for Python {platform.python_version()} on {platform.system()} "
+            f"{platform.machine()}: {doubt}use a 64-bit Python 3.11, 3.12 or 3.13"
+        )
+    return f"pip ended with exit code {code}, for the reason it gives above; then run this again"
+
+
+# Starting things ---------------------------------------------------------------------------------
+
+
+def activated(environment: Environment) -> dict[str, str]:
+    """Our variables as if the environment were switched on: its programs come first."""
+    variables = dict(os.environ)
+    folder = str(environment.python.parent)
+    variables["PATH"] = os.pathsep.join([folder, variables.get("PATH", "")])
+    if (environment.prefix / "pyvenv.cfg").exists():
+        variables["VIRTUAL_ENV"] = str(environment.prefix)
+    return variables
+
+
+def wait_for(command: Sequence[str | Path], variables: dict[str, str]) -> int:
+    """Run a command to its own end. Ctrl-C reaches it too, and it decides; then we stop as well."""
+    process = subprocess.Popen(command, cwd=REPO, env=variables)
+    interrupted = False
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
+    return code
+
+
+def fetch_model(environment: Environment) -> int:
+    """See that the default model is in the user's cache; return 0 when it is."""
+    stamp = read_stamp(environment)
+    if os.path.isdir(stamp.get("model", "")):
+        return 0
+    command = [str(environment.python), "-m", "paged_engine.models.default_model"]
+    last = ""
+    with subprocess.Popen(
+        command, cwd=REPO, env=activated(environment), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for last in process.stdout:
+            print(last, end="", flush=True)
+    if process.returncode == 0 and os.path.isdir(last.strip()):
+        # Its last line is the folder: remembered, so that the next start need not ask.
+        write_stamp(environment, {**stamp, "model": last.strip()})
+    return process.returncode
+
+
+def lab(environment: Environment, passed_on: list[str]) -> int:
+    """Open JupyterLab on the first notebook; become it, where the system lets us."""
+    if fetch_model(environment) != 0:
+        say("the default model is not here yet: notebooks fetch it when needed, or use a tiny one")
+    command = [str(environment.python), "-m", "jupyterlab", str(FIRST_NOTEBOOK)]
+    command += [f"--ServerApp.root_dir={REPO}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and "--allow-root" not in passed_on:
+        say("running as root (a container?): passing --allow-root to JupyterLab")
+        command += ["--allow-root"]
+    command += passed_on
+    say("starting JupyterLab; Ctrl-C here stops it")
+    if os.name == "posix":
+        # Signals and the exit code are then the server's own.
+        os.chdir(REPO)
+        os.execve(command[0], command, activated(environment))
+    return wait_for(command, activated(environment))
+
+
+# Testing -----------------------------------------------------------------------------------------
+
+
+def quick_enough(notebook: Path) -> bool:
+    """Whether the short lane runs this notebook: all but those that call themselves slow."""
+    metadata = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {})
+    return bool(metadata.get("paged_engine", {}).get("lane") != "slow")
+
+
+def is_reference() -> bool:
+    """Whether the committed outputs come from a platform like this, so that they must be equal."""
+    return (platform.system(), platform.machine()) == ("Linux", "x86_64")
+
+
+def lane_command(name: str, quick: bool, workers: int, passed_on: list[str]) -> list[str]:
+    """The command of a lane, without its interpreter; empty when it has nothing to do."""
+    if name == "lint":
+        return ["-m", "ruff", "check", "."]
+    if name == "types":
+        return ["-m", "mypy"]
+    if name == "tests":
+        short = ["-m", "not slow", "--hypothesis-profile=quick"] if quick else []
+        return ["-m", "pytest", "-n", str(workers), "--dist", "worksteal", *short, *passed_on]
+    notebooks = [
+        path.relative_to(REPO).as_posix()
+        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+        if not quick or quick_enough(path)
+    ]
+    if not notebooks:
+        return []
+    compare = "--nbval" if is_reference() else "--nbval-lax"
+    command = ["-m", "pytest", "-n", str(workers), "--dist", "loadfile", "-p", "no:cacheprovider"]
+    command += [compare, "--nbval-current-env", "--nbval-cell-timeout=180"]
+    return [*command, "--nbval-sanitize-with=tests/project/nbval_sanitize.cfg", *notebooks]
+
+
+def lane_variables(
+    name: str, environment: Environment, workers: int, scratch: str
+) -> dict[str, str]:
+    """Threads shared out among workers; nobody asks the model hub; notebooks meet no settings."""
+    variables = activated(environment)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    variables["OMP_NUM_THREADS"] = str(threads)
+    variables.setdefault("HF_HUB_OFFLINE", "1")
+    variables.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if name == "notebooks":
+        variables.update(IPYTHONDIR=scratch, JUPYTER_CONFIG_DIR=scratch, MPLCONFIGDIR=scratch)
+        if is_reference():
+            variables["CUDA_VISIBLE_DEVICES"] = ""  # the committed outputs were made without a card
+    return variables
+
+
+def test(environment: Environment, quick: bool, only: list[str], passed_on: list[str]) -> int:
+    """Run the lanes one after the other, each to its end, and say which of them held."""
+    workers = min(4, os.cpu_count() or 1)
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in only or LANES:
+            started = time.monotonic()
+            if name == "model":
+                say("model: fetching the default model if it is not here yet")
+                code = fetch_model(environment)
+            else:
+                command = lane_command(name, quick, workers, passed_on)
+                if not command:
+                    say(f"{name}: nothing to run")
+                    continue
+                say(f"{name}: python {' '.join(command)}")
+                variables = lane_variables(name, environment, workers, scratch)
+                code = wait_for([environment.python, *command], variables)
+            outcome = "ok" if code == 0 else f"FAILED (exit code {code})"
+            results.append((name, code, time.monotonic() - started, outcome))
+    print()
+    for name, _, seconds, outcome in results:
+        say(f"{name:<10} {seconds:6.1f} s  {outcome}")
+    failed = [name for name, code, _, _ in results if code != 0]
+    say(f"failed: {', '.join(failed)}" if failed else "every lane held")
+    return 1 if failed else 0
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one hint more."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong and how to pass options on, in one line each; exit with 2."""
+        if "unrecognized arguments" in message:
+            message += " (options for JupyterLab or pytest go after a --; see --help)"
+        super().error(message)
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and what follows `--` for the program that we start."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    own, passed_on = arguments[:cut], arguments[cut + 1 :]
+    parser = Parser(
+        prog="python run.py",
+        description="Set paged_engine up and start it. Uses the active conda or virtual "
+        "environment, else makes .venv in this folder.",
+        epilog="Download: about 210 MB, and torch: 200 MB, or 3 GB on Linux with CUDA; the "
+        "notebooks' model is 93 MB. On Linux without an NVIDIA card, begin with: "
+        "python run.py setup --cpu",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    shared = Parser(add_help=False)
+    shared.add_argument(
+        "--cpu", action="store_true", help="on Linux: take torch's CPU build, 200 MB and not 3 GB"
+    )
+    shared.add_argument(
+        "--fresh", action="store_true", help="set up anew, whatever is installed already"
+    )
+    commands.add_parser(
+        "lab",
+        parents=[shared],
+        help="set up, then open JupyterLab on the first notebook",
+        usage="python run.py lab [-h] [--cpu] [--fresh] [-- JUPYTERLAB_ARGS]",
+        epilog="example: python run.py lab -- --no-browser --port 9999",
+    )
+    testing = commands.add_parser(
+        "test",
+        parents=[shared],
+        help="set up, then run every check",
+        usage="python run.py test [-h] [--cpu] [--fresh] [--quick] [--only LANE] [-- PYTEST_ARGS]",
+        epilog="example: python run.py test --quick --only tests -- -k scheduler",
+    )
+    testing.add_argument(
+        "--quick", action="store_true", help="the short lane: no slow tests, no slow notebooks"
+    )
+    testing.add_argument(
+        "--only",
+        action="append",
+        choices=LANES,
+        metavar="LANE",
+        default=[],
+        help=f"run this lane only (may be repeated): {', '.join(LANES)}",
+    )
+    commands.add_parser("setup", parents=[shared], help="set up, nothing more")
+    options = parser.parse_args(own)
+    if passed_on and options.command == "setup":
+        parser.error("setup passes nothing on, so nothing may follow --")
+    return options, passed_on
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the command line asks; a Problem becomes one line and exit code 1."""
+    options, passed_on = parse(arguments)
+    try:
+        environment = set_up(cpu=options.cpu, fresh=options.fresh)
+        if options.command == "lab":
+            return lab(environment, passed_on)
+        if options.command == "test":
+            return test(environment, options.quick, options.only, passed_on)
+        say(f"ready in {environment.prefix}: python run.py lab opens the notebooks")
+        return 0
+    except Problem as problem:
+        print(f"run.py: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nrun.py: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

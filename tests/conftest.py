@@ -1,0 +1,37 @@
+"""What all tests share: few threads, no network, the hypothesis profiles, and when to skip.
+
+Nothing here imports torch unless a test that was chosen needs a card: many tests run without it.
+"""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Read by torch when it is first imported, hence set here. pytest-xdist's workers share the cores: a
+# pool of threads in each of them would only make them wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Models come from the package's own cache or are made on the spot; no test asks the hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# No deadline: a shared machine is slow at times, and that is no bug. Derandomized: what passed here
+# passes there. To look for new failures: pytest --hypothesis-profile=explore
+settings.register_profile("full", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("quick", parent=settings.get_profile("full"), max_examples=20)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("full")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have had their say
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs an NVIDIA card where there is none, for one reason that fits in one line."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not for_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in for_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA card, and there is none here"))
