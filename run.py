@@ -41,7 +41,7 @@ from typing import IO, Any, NoReturn
 
 REPO = Path(__file__).resolve().parent
 NOTEBOOKS = REPO / "notebooks"
-FIRST_NOTEBOOK = NOTEBOOKS / "00_start_here.ipynb"
+FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 CONSTRAINTS = REPO / "constraints.txt"
 EXTRAS = "notebooks,test"
 STAMP = ".paged_engine_setup.json"
@@ -371,7 +371,11 @@ def pip_install(environment: Environment, lock: IO[str], *arguments: str) -> Non
             sys.stderr.flush()
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # Ctrl-C reached pip too; let it put its files away
+        # Ctrl-C in a terminal reaches pip too: let it put its files away.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
+        process.terminate()  # for an interruption that reached only us
+        process.wait()
         raise
     if code != 0:
         raise Problem(explain_pip_failure("".join(said), code))
@@ -447,8 +451,9 @@ def lab(environment: Environment, passed_on: list[str]) -> int:
     """Open JupyterLab on the first notebook; become it, where the system lets us."""
     if fetch_model(environment) != 0:
         say("the default model is not here yet: notebooks fetch it when needed, or use a tiny one")
-    command = [str(environment.python), "-m", "jupyterlab", str(FIRST_NOTEBOOK)]
-    command += [f"--ServerApp.root_dir={REPO}"]
+    command = [str(environment.python), "-m", "jupyterlab", f"--ServerApp.root_dir={REPO}"]
+    # Not as a file to open: so the address that the server prints leads there too.
+    command += [f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}"]
     if hasattr(os, "geteuid") and os.geteuid() == 0 and "--allow-root" not in passed_on:
         say("running as root (a container?): passing --allow-root to JupyterLab")
         command += ["--allow-root"]
@@ -483,7 +488,8 @@ def lane_command(name: str, quick: bool, workers: int, passed_on: list[str]) -> 
         return ["-m", "mypy"]
     if name == "tests":
         short = ["-m", "not slow", "--hypothesis-profile=quick"] if quick else []
-        return ["-m", "pytest", "-n", str(workers), "--dist", "worksteal", *short, *passed_on]
+        spread = ["-n", str(workers), "--dist", "worksteal", "--durations=8"]
+        return ["-m", "pytest", *spread, *short, *passed_on]
     notebooks = [
         path.relative_to(REPO).as_posix()
         for path in sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -500,14 +506,14 @@ def lane_command(name: str, quick: bool, workers: int, passed_on: list[str]) -> 
 def lane_variables(
     name: str, environment: Environment, workers: int, scratch: str
 ) -> dict[str, str]:
-    """Threads shared out among workers; nobody asks the model hub; notebooks meet no settings."""
+    """Threads shared out among the workers; notebooks meet no model hub and no user's settings."""
     variables = activated(environment)
     threads = max(1, (os.cpu_count() or 1) // workers)
     variables["OMP_NUM_THREADS"] = str(threads)
-    variables.setdefault("HF_HUB_OFFLINE", "1")
     variables.setdefault("TOKENIZERS_PARALLELISM", "false")
     if name == "notebooks":
         variables.update(IPYTHONDIR=scratch, JUPYTER_CONFIG_DIR=scratch, MPLCONFIGDIR=scratch)
+        variables["HF_HUB_OFFLINE"] = "1"
         if is_reference():
             variables["CUDA_VISIBLE_DEVICES"] = ""  # the committed outputs were made without a card
     return variables

@@ -11,7 +11,7 @@ from paged_engine.engine_core import EngineCore
 from paged_engine.errors import InvalidRequestError
 from paged_engine.outputs import UserRequest
 from paged_engine.prompts import to_token_ids
-from paged_engine.request import Request, SamplingParams, check_servable
+from paged_engine.request import DEFAULT_MAX_TOKENS, Request, SamplingParams, check_servable
 
 
 class Intake:
@@ -45,21 +45,28 @@ class Intake:
             InvalidRequestError: It could never be served.
         """
         params = self._checked(params)
-        if request_id is not None and self._is_taken(request_id):
+        if request_id is not None and not isinstance(request_id, str):
+            raise InvalidRequestError(f"request_id is {request_id!r}; expected a str, or None")
+        if request_id is not None and self._is_any_taken(request_id, params.n):
             raise InvalidRequestError(
                 f"a request {request_id!r} is already being served; use another id"
             )
+        if not isinstance(priority, int):
+            raise InvalidRequestError(f"priority is {priority!r}; expected a whole number")
         token_ids = to_token_ids(prompt, self._tokenizer, self._core.runner.vocab_size)
         limit = self._max_servable_tokens
-        max_tokens = params.max_tokens or max(1, limit - len(token_ids))
+        room = max(1, limit - len(token_ids))
+        if params is None:  # nothing was asked for, so what fits is right
+            params = SamplingParams(max_tokens=min(room, DEFAULT_MAX_TOKENS))
+        max_tokens = params.max_tokens or room
         check_servable(len(token_ids), max_tokens, limit)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
-        name = self._new_name() if request_id is None else request_id
+        name = self._new_name(params.n) if request_id is None else request_id
         requests: list[Request] = []
         for index in range(params.n):
             requests.append(
                 Request(
-                    name if params.n == 1 else f"{name}#{index}",
+                    _sample_name(name, index, params.n),
                     token_ids,
                     params,
                     max_tokens=max_tokens,
@@ -73,9 +80,9 @@ class Intake:
             )
         return UserRequest(name, requests, self._tokenizer)
 
-    def _checked(self, params: Any) -> SamplingParams:
+    def _checked(self, params: Any) -> SamplingParams | None:
         if params is None:
-            return SamplingParams()
+            return None
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(
                 f"params is of type {type(params).__name__}; expected SamplingParams"
@@ -93,12 +100,20 @@ class Intake:
         assert configured is not None
         return int(getattr(self._core.scheduler, "max_servable_tokens", configured))
 
-    def _new_name(self) -> str:
+    def _is_any_taken(self, name: str, n: int) -> bool:
+        samples = (_sample_name(name, index, n) for index in range(n))
+        return self._is_taken(name) or any(self._is_taken(sample) for sample in samples)
+
+    def _new_name(self, n: int) -> str:
         while True:
             name = f"request-{self._num_named}"
             self._num_named += 1
-            if not self._is_taken(name):
+            if not self._is_any_taken(name, n):
                 return name
+
+
+def _sample_name(name: str, index: int, n: int) -> str:
+    return name if n == 1 else f"{name}#{index}"
 
 
 def one_each(params: Any, number: int) -> list[SamplingParams | None]:

@@ -39,7 +39,7 @@ def to_token_ids(prompt: Any, tokenizer: Any, vocab_size: int) -> list[int]:
             vocabulary, or needs a tokenizer that is not there.
     """
     if isinstance(prompt, str):
-        token_ids = _listed(_require(tokenizer, "a text").encode(prompt))
+        token_ids = _encode(_require(tokenizer, "a text"), prompt)
     else:
         prompt = _listed(prompt)
         if prompt and isinstance(prompt[0], Mapping):
@@ -59,6 +59,15 @@ def to_token_ids(prompt: Any, tokenizer: Any, vocab_size: int) -> list[int]:
                 f"token id {token_id} is outside the vocabulary; expected 0 to {vocab_size - 1}"
             )
     return [operator.index(token_id) for token_id in token_ids]
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    try:
+        return _listed(tokenizer.encode(text))
+    except (UnicodeError, TypeError) as error:  # tokenizers differ in how they say it
+        raise InvalidRequestError(
+            f"the tokenizer cannot take this text ({error}); expected valid Unicode"
+        ) from error
 
 
 def _apply_chat_template(tokenizer: Any, messages: list[Any]) -> list[int]:
@@ -93,4 +102,10 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _is_id(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    if isinstance(value, bool) or getattr(value, "ndim", 0):
+        return False  # arrays of any length claim to be integers
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from paged_engine.errors import IllegalTransitionError, InvalidRequestError
+
+DEFAULT_MAX_TOKENS = 128
 
 
 class RequestStatus(Enum):
@@ -85,7 +86,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    max_tokens: int | None = 128
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
     min_tokens: int = 0
     stop: str | Sequence[str] = ()
     stop_token_ids: Collection[int] = ()
@@ -160,7 +161,7 @@ class Request:
     request_id: str
     prompt_token_ids: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int = 128
+    max_tokens: int = DEFAULT_MAX_TOKENS
     eos_token_ids: frozenset[int] = frozenset()
     seed: int = 0
     priority: int = 0
@@ -344,6 +345,9 @@ def check_servable(num_prompt_tokens: int, max_tokens: int, max_servable_tokens:
         )
 
 
+_LARGEST = 1e30  # fp32 holds it, and what comes of it and a logit
+
+
 def _check_number(
     name: str,
     value: Any,
@@ -357,9 +361,8 @@ def _check_number(
         expected += f" of at least {low:g}"
     if above is not None:
         expected += f" above {above:g}"
-    if high is not None:
-        expected += f" and at most {high:g}"
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    expected += f", below {_LARGEST:g} in size" if high is None else f" and at most {high:g}"
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
     if (
         not ok
         or (low is not None and value < low)

@@ -17,6 +17,7 @@ from paged_engine.request import Request, TokenLogprob
 # is sorted whole.  The number never depends on the other rows, so neither does the draw.
 NUM_CANDIDATES = 1024
 _MIN_TEMPERATURE = 1e-5  # below, logits overflow
+_LARGEST = 1e30  # a logit divided by less overflows
 _SAMPLING_STREAM = 0
 _MASK64 = (1 << 64) - 1
 
@@ -117,7 +118,7 @@ def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor
 
     in_output = _count([r.output_token_ids for r in requests], logits)
     seen = (in_output + _count([r.prompt_token_ids for r in requests], logits)) > 0
-    repetition = column([r.params.repetition_penalty for r in requests])
+    repetition = column([max(r.params.repetition_penalty, 1 / _LARGEST) for r in requests])
     penalised = torch.where(logits > 0, logits / repetition, logits * repetition)
     logits = torch.where(seen, penalised, logits)
     logits = logits - column([r.params.frequency_penalty for r in requests]) * in_output
@@ -198,7 +199,7 @@ def _filter(
         return torch.tensor(values, dtype=torch.float64, device=weights.device)[:, None]
 
     num_candidates = weights.shape[1]
-    top_k = column([r.params.top_k or vocab_size for r in requests])
+    top_k = column([min(r.params.top_k or vocab_size, vocab_size) for r in requests])
     top_p = column([r.params.top_p for r in requests])
     min_p = column([r.params.min_p for r in requests])
     rank = torch.arange(num_candidates, device=weights.device)

@@ -1,4 +1,4 @@
-"""What all tests share: few threads, no network, the hypothesis profiles, and when to skip.
+"""What all tests share: few threads, the hypothesis profiles, and when to skip.
 
 Nothing here imports torch unless a test that was chosen needs a card: many tests run without it.
 """
@@ -12,8 +12,6 @@ from hypothesis import settings
 # pool of threads in each of them would only make them wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Models come from the package's own cache or are made on the spot; no test asks the hub.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # No deadline: a shared machine is slow at times, and that is no bug. Derandomized: what passed here

@@ -1,12 +1,12 @@
 """Gather the blocks, then let torch's scaled_dot_product_attention do the arithmetic.
 
-Sequences with one query token (decode) go together, in groups of similar length so that
-little is padded; each chunk of a prompt goes alone.
+Sequences go in groups that have the same number of query tokens: those that decode in groups
+of similar length, so that little is padded; each chunk of a prompt is a group of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -30,20 +30,30 @@ class _Options:
 
 
 @dataclass(slots=True)
-class _DecodeGroup:
-    """G sequences with one query token each.
+class _Group:
+    """G sequences with Q query tokens each, and room for K keys.
 
     Attributes:
-        tokens: `[G]`, their places in the packed batch.
-        blocks: `[G * num_blocks]`, their block tables, each as long as the longest.
-        positions: `[G, 1, 1]`, of the query tokens.
-        keys: `[num_blocks * block_size]`, the position of each gathered key.
+        tokens: `[G, Q]`, places in the packed batch.
+        rows: `[G * num_kv_heads * num_blocks]`, which rows of a layer's cache, seen as
+            `[num_blocks * num_kv_heads, block_size * head_dim]`, hold their keys, in order of
+            sequence, head and position.
+        positions: `[G, 1, Q, 1]`, of the query tokens.
+        keys: `[K]`, the position of each gathered key.
+        masks: `[G, 1, Q, K]` for each window that some layer has.
     """
 
     tokens: torch.Tensor
-    blocks: torch.Tensor
+    rows: torch.Tensor
     positions: torch.Tensor
     keys: torch.Tensor
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """Who sees whom, made once a step."""
+        if window not in self.masks:
+            self.masks[window] = visible(self.positions, self.keys, window)
+        return self.masks[window]
 
 
 class SdpaAttention:
@@ -71,112 +81,81 @@ class SdpaAttention:
         sinks: torch.Tensor | None = None,
         rope: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        out = torch.empty_like(q)
-        how = _Options(scale, window, soft_cap, sinks)
-        for s, length in enumerate(batch.query_lens):
-            if length > 1:
-                self._prefill(out, q, s, layer, cache, batch, how)
         if "sdpa" not in batch.memo:
-            batch.memo["sdpa"] = _decode_groups(batch, cache.block_size)
-        for group in batch.memo["sdpa"]:
-            self._decode(out, q, group, layer, cache, how)
+            batch.memo["sdpa"] = _groups(batch, cache.k.shape[2], cache.block_size)
+        groups: list[_Group] = batch.memo["sdpa"]
+        how = _Options(scale, window, soft_cap, sinks)
+        out = torch.empty_like(q)
+        for group in groups:
+            out[group.tokens] = self._attend(q[group.tokens], group, layer, cache, how)
         return out
 
-    def _prefill(
-        self,
-        out: torch.Tensor,
-        q: torch.Tensor,
-        s: int,
-        layer: int,
-        cache: PagedKVCache,
-        batch: Batch,
-        how: _Options,
-    ) -> None:
-        tokens = slice(batch.query_starts[s], batch.query_starts[s + 1])
-        context_len = batch.context_lens[s]
-        num_blocks = -(-context_len // cache.block_size)
-        table = batch.block_tables[s, :num_blocks]
-        keys, values = (
-            self._gather(name, tensor[layer], table)[:, :context_len]
+    def _attend(
+        self, q: torch.Tensor, group: _Group, layer: int, cache: PagedKVCache, how: _Options
+    ) -> torch.Tensor:
+        """`[G, Q, num_heads, head_dim]`, like q."""
+        size, num_queries, num_heads, head_dim = q.shape
+        num_kv_heads = cache.k.shape[2]
+        heads_per_kv = num_heads // num_kv_heads
+        k, v = (
+            self._gather(name, tensor[layer], group.rows).view(size, num_kv_heads, -1, head_dim)
             for name, tensor in (("k", cache.k), ("v", cache.v))
         )
-        mask = visible(
-            batch.positions[tokens, None], torch.arange(context_len, device=q.device), how.window
-        )
-        query = q[tokens].transpose(0, 1)
-        num_heads, num_queries, head_dim = query.shape
-        group = num_heads // keys.shape[0]
-        sinks = how.sinks
-        if sinks is not None:
-            sinks = sinks.repeat_interleave(num_queries).view(1, keys.shape[0], -1, 1)
+        mask = group.mask(how.window)
+        if num_queries > 1:
+            mask = mask.repeat(1, 1, heads_per_kv, 1)
         # GQA: the query heads of a group are stacked as more queries of their one KV head
-        stacked = query.reshape(1, keys.shape[0], group * num_queries, head_dim)
-        result = _attend(stacked, keys[None], values[None], mask.repeat(group, 1), how, sinks)
-        out[tokens] = result.view(query.shape).transpose(0, 1)
-
-    def _decode(
-        self,
-        out: torch.Tensor,
-        q: torch.Tensor,
-        group: _DecodeGroup,
-        layer: int,
-        cache: PagedKVCache,
-        how: _Options,
-    ) -> None:
-        size = len(group.tokens)
-        num_kv_heads, head_dim = cache.k.shape[2], cache.k.shape[4]
-        keys, values = (
-            self._gather(name, tensor[layer], group.blocks).view(num_kv_heads, size, -1, head_dim)
-            for name, tensor in (("k", cache.k), ("v", cache.v))
-        )
-        mask = visible(group.positions, group.keys, how.window)  # [G, 1, K]
-        query = q[group.tokens].view(size, num_kv_heads, -1, head_dim).transpose(0, 1)
-        sinks = None if how.sinks is None else how.sinks.view(num_kv_heads, 1, -1, 1)
-        result = _attend(query, keys, values, mask, how, sinks)
-        out[group.tokens] = result.transpose(0, 1).reshape(size, -1, head_dim)
-
-    def _gather(self, name: str, blocks: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """`[num_kv_heads, len(table) * block_size, head_dim]`, valid until the next call."""
-        num_heads, block_size, head_dim = blocks.shape[1:]
-        numel = num_heads * len(table) * block_size * head_dim
-        scratch = self._scratch.get(name)
-        if scratch is None or scratch.numel() < numel or scratch.dtype != blocks.dtype:
-            scratch = self._scratch[name] = blocks.new_empty(numel)
-        target = scratch[:numel].view(num_heads, len(table), block_size, head_dim)
-        torch.index_select(blocks.transpose(0, 1), 1, table, out=target)
-        return target.flatten(1, 2)
-
-
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor,
-    how: _Options,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """torch's attention, or the written-out one for what torch has no argument for."""
-    if how.soft_cap is None and sinks is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale)
-    return weighted_values(q, k, v, mask, scale=how.scale, soft_cap=how.soft_cap, sinks=sinks)
-
-
-def _decode_groups(batch: Batch, block_size: int) -> list[_DecodeGroup]:
-    decoding = [s for s, length in enumerate(batch.query_lens) if length == 1]
-    decoding.sort(key=lambda s: batch.context_lens[s])
-    device = batch.input_ids.device
-    groups = []
-    for first in range(0, len(decoding), DECODE_GROUP_SIZE):
-        members = decoding[first : first + DECODE_GROUP_SIZE]
-        num_blocks = -(-batch.context_lens[members[-1]] // block_size)
-        rows = torch.tensor(members, device=device)
-        tokens = batch.last_indices[rows]
-        groups.append(
-            _DecodeGroup(
-                tokens=tokens,
-                blocks=batch.block_tables[rows, :num_blocks].flatten(),
-                positions=batch.positions[tokens].view(-1, 1, 1),
-                keys=torch.arange(num_blocks * block_size, device=device),
+        stacked = q.transpose(1, 2).reshape(size, num_kv_heads, -1, head_dim)
+        if how.soft_cap is None and how.sinks is None:
+            out = F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask, scale=how.scale)
+        else:  # torch has no argument for these
+            sinks = how.sinks
+            if sinks is not None:
+                sinks = sinks.repeat_interleave(num_queries).view(1, num_kv_heads, -1, 1)
+            out = weighted_values(
+                stacked, k, v, mask, scale=how.scale, soft_cap=how.soft_cap, sinks=sinks
             )
-        )
-    return groups
+        return out.view(size, num_heads, num_queries, head_dim).transpose(1, 2)
+
+    def _gather(self, name: str, blocks: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """`[len(rows), block_size * head_dim]`, valid until the next call with this name."""
+        num_blocks, num_heads, block_size, head_dim = blocks.shape
+        width = block_size * head_dim
+        scratch = self._scratch.get(name)
+        if (
+            scratch is None
+            or scratch.numel() < len(rows) * width
+            or scratch.dtype != blocks.dtype
+            or scratch.device != blocks.device
+        ):
+            scratch = self._scratch[name] = blocks.new_empty(len(rows) * width)
+        target = scratch[: len(rows) * width].view(len(rows), width)
+        return torch.index_select(blocks.view(-1, width), 0, rows, out=target)
+
+
+def _groups(batch: Batch, num_kv_heads: int, block_size: int) -> list[_Group]:
+    lengths = batch.query_lens
+    groups = [[s] for s, length in enumerate(lengths) if length > 1]
+    decoding = [s for s, length in enumerate(lengths) if length == 1]
+    decoding.sort(key=lambda s: batch.context_lens[s])
+    for first in range(0, len(decoding), DECODE_GROUP_SIZE):
+        groups.append(decoding[first : first + DECODE_GROUP_SIZE])
+    return [_group(batch, members, num_kv_heads, block_size) for members in groups]
+
+
+def _group(batch: Batch, members: list[int], num_kv_heads: int, block_size: int) -> _Group:
+    device = batch.input_ids.device
+    num_blocks = -(-max(batch.context_lens[s] for s in members) // block_size)
+    tokens = torch.tensor(
+        [list(range(batch.query_starts[s], batch.query_starts[s + 1])) for s in members],
+        device=device,
+    )
+    tables = batch.block_tables[torch.tensor(members, device=device), :num_blocks]
+    heads = torch.arange(num_kv_heads, device=device)
+    rows = tables[:, None, :] * num_kv_heads + heads[None, :, None]
+    return _Group(
+        tokens=tokens,
+        rows=rows.flatten(),
+        positions=batch.positions[tokens][:, None, :, None],
+        keys=torch.arange(num_blocks * block_size, device=device),
+    )

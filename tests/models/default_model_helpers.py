@@ -28,7 +28,7 @@ from paged_engine.models.model_source import ModelSource
 
 WEIGHTS = "model.safetensors"
 HIDDEN, FEED_FORWARD, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>{% endif %}"
@@ -257,7 +257,7 @@ def race(source: ModelSource) -> None:
         original(*arguments)
 
     def quick_fetch() -> None:
-        gguf_conversion.convert_gguf = slow_conversion
+        setattr(gguf_conversion, "convert_gguf", slow_conversion)  # noqa: B010, as mypy objects
         default_model.default_model_folder(progress=True, source=source)
 
     children = [in_child(quick_fetch) for _ in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -299,7 +300,7 @@ def replace_by_a_file(folder: Path) -> None:
 
 DAMAGE = {
     delete_weights: "model.safetensors is missing",
-    truncate_weights: "model.safetensors has",
+    truncate_weights: r"model.safetensors has [\d,]+ bytes, expected",
     change_tokenizer: "tokenizer.json has sha256",
     delete_manifest: "manifest.json is missing",
     garble_manifest: "manifest.json cannot be understood",
@@ -377,9 +378,10 @@ def test_a_shared_cache_is_read_first_and_never_written(
 ) -> None:
     shared = tmp_path / "shared"
     shutil.copytree(fetch(source), shared / "tiny")
-    shutil.rmtree(cache_folder())
     listed = os.pathsep.join([str(tmp_path / "missing"), str(shared)])
     monkeypatch.setenv("PAGED_ENGINE_SHARED_CACHE", listed)
+    assert fetch(source) == shared / "tiny", "though our own has it too"
+    shutil.rmtree(cache_folder())
     result = drive(source, "read-only")
     assert result.stdout.strip() == str(shared / "tiny"), result.stderr
     assert not cache_folder().exists()
@@ -469,6 +471,18 @@ def test_progress_is_lines_where_there_is_no_terminal(
     assert "MB)" in output.err.splitlines()[0] and not output.out
 
 
+def test_progress_is_bars_on_a_terminal(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fetch(source, progress=True)
+    lines = re.split(r"[\r\n]+", terminal.getvalue())
+    for bar in ("Downloading tiny", "Unpacking", "Converting"):
+        assert any(line.startswith(bar) and "100%" in line for line in lines), bar
+
+
 def test_progress_can_be_silenced(
     source: ModelSource, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -550,6 +564,7 @@ def test_a_hub_that_never_answers_is_an_error_soon(
 
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(model_source, "_NETWORK_TIMEOUT_S", 0.2)
         started = time.monotonic()
         with pytest.raises(ModelNotFoundError, match="timed out"):
@@ -567,6 +582,7 @@ def test_model_and_tokenizer_load(model_folder: Path) -> None:
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text
     assert tokenizer.convert_ids_to_tokens(ids)[:4] == ["he", "ĠĠ", "1", "2"]
+    assert tokenizer.tokenize("he<repo_name>") == ["he", "<repo_name>"]
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "he"}], tokenize=False)
     assert prompt == "<|im_start|>he<|im_end|>"
     assert tokenizer(prompt).input_ids[0] == tokenizer.bos_token_id == 1

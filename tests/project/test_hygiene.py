@@ -20,7 +20,16 @@ ROOMS = [
     *["errors", "interrupts", "config", "request", "events", "replay", "block_pool", "scheduler"],
     *["kv_cache", "batch", "attention", "models", "sampler"],
     # The engine and its helpers
-    *["recorder", "detokenizer", "outputs", "prompts", "console", "engine"],
+    *[
+        "recorder",
+        "console",
+        "detokenizer",
+        "outputs",
+        "prompts",
+        "engine_core",
+        "intake",
+        "engine",
+    ],
     *["metrics", "visualizer", "benchmark", "simulator", "serving", "lessons", "cli"],
 ]
 # The package's front door and `python -m paged_engine` stand above all rooms.
@@ -28,7 +37,7 @@ FRONT = ["__init__", "__main__"]
 # These work where torch is not installed ...
 TORCH_FREE = [
     *["errors", "interrupts", "config", "request", "events", "replay", "block_pool", "scheduler"],
-    *["recorder", "metrics", "visualizer", "simulator"],
+    *["recorder", "console", "metrics", "visualizer", "simulator"],
 ]
 # ... and these with nothing but Python.
 PURE = [room for room in TORCH_FREE if room not in ("visualizer", "simulator")]

@@ -620,7 +620,8 @@ def test_lab_becomes_jupyterlab_on_the_first_notebook(
     ((python, command, variables),) = became
     assert python == command[0] == str(environment.python)
     assert command[1:3] == ["-m", "jupyterlab"]
-    assert command[3].endswith("00_start_here.ipynb")
+    assert "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb" in command
+    assert f"--ServerApp.root_dir={run.REPO}" in command
     assert command[-3:] == ["--no-browser", "--port", "9999"]
     assert ("--allow-root" in command) is root
     assert variables["PATH"].split(os.pathsep)[0] == str(environment.python.parent)
