@@ -52,7 +52,7 @@ DEFAULT_SOURCE = ModelSource(
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     download_bytes=92_871_040,
-    disk_bytes=850_000_000,
+    disk_bytes=700_000_000,
     hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 

