@@ -22,7 +22,7 @@ _WHERE = {
     "RequestStatus": "request",
     "SamplingParams": "request",
     "Scheduler": "scheduler",
-    "SchedulerOutput": "scheduler",
+    "SchedulerOutput": "protocols",
 }
 __all__ = [
     "BlockPool",
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from paged_engine.engine import ContinuousEngine
     from paged_engine.errors import PagedEngineError
     from paged_engine.events import EventLog
+    from paged_engine.protocols import SchedulerOutput
     from paged_engine.request import Request, RequestOutput, RequestStatus, SamplingParams
-    from paged_engine.scheduler import Scheduler, SchedulerOutput
+    from paged_engine.scheduler import Scheduler
 
 
 def __getattr__(name: str) -> Any:

@@ -26,8 +26,8 @@ class Batch:
         input_ids: `[T]`, int64.
         positions: `[T]`, int64, of each token in its own sequence.
         slot_mapping: `[T]`, int64, where the KV of each token is written.
-        block_tables: `[S, most blocks of any]`, int64; short rows end in zeros, which must
-            not be read.
+        block_tables: `[S, most blocks of any]`, int64; short rows are filled up with their
+            own first block, so that a masked read never meets the NaN of another sequence.
         context_lens: For each sequence how many tokens its cache holds once this step's are
             written.
         query_starts: `S + 1` offsets; sequence s has tokens `query_starts[s]` up to
@@ -81,6 +81,7 @@ def pack(scheduled: Mapping[Request, int], block_size: int, device: torch.device
     for row, (request, num_tokens) in enumerate(scheduled.items()):
         start = request.num_computed_tokens
         input_ids += request.token_ids[start : start + num_tokens]
+        tables[row] = request.block_table[0]
         tables[row, : len(request.block_table)] = request.block_table
 
     ends = np.cumsum(lengths)

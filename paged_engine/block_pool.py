@@ -16,7 +16,7 @@ of vLLM v1; PagedAttention itself is Kwon et al. 2023, arXiv 2309.06180.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -103,7 +103,7 @@ class BlockPool:
         self._withheld: dict[int, None] = {}  # idle blocks that a smaller limit keeps back
         self._limit = num_blocks
         self._index: dict[int, CachedPrefix] = {}
-        self._changes: list[IndexChange] = []
+        self._changes: deque[IndexChange] = deque(maxlen=0)  # nobody asks: nothing is kept
 
     # ------------------------------------------------------------------ questions
 
@@ -217,7 +217,7 @@ class BlockPool:
             return
         num_full = num_computed_tokens // self.block_size
         first = num_full
-        while first > 0 and self.blocks[block_table[first - 1]].prefix is None:
+        while first > 0 and not self._is_findable(self.blocks[block_table[first - 1]]):
             first -= 1
         parent = self.blocks[block_table[first - 1]].prefix if first else None
         for i in range(first, num_full):
@@ -245,9 +245,12 @@ class BlockPool:
             self._withheld[block_id] = None
 
     def take_changes(self) -> list[IndexChange]:
-        """What entered and left the prefix index since the last call, in order."""
-        changes, self._changes = self._changes, []
-        return changes
+        """What entered and left the prefix index since the last call, in order.
+
+        They are kept from the first call on, for who calls again and again.
+        """
+        changes, self._changes = self._changes, deque()
+        return list(changes)
 
     # ------------------------------------------------------------------ inner workings
 
@@ -264,10 +267,17 @@ class BlockPool:
             return entry
         if entry is not None:  # same hash, other prefix: the newer one stays
             self._forget(entry.block_id)
+            if entry.block_id in self._free:
+                self._free.move_to_end(entry.block_id, last=False)
         entry = CachedPrefix(block_hash, parent, tokens, block.block_id)
         self._index[block_hash] = block.prefix = entry
         self._changes.append(IndexChange(block.block_id, block_hash))
         return entry
+
+    def _is_findable(self, block: Block) -> bool:
+        """Whether its content is in the index; that of another block may have been evicted."""
+        prefix = block.prefix
+        return prefix is not None and self._index.get(prefix.block_hash) is prefix
 
     def _forget(self, block_id: int) -> None:
         """Drop what the block is known to contain."""

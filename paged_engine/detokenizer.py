@@ -34,6 +34,7 @@ class IncrementalDetokenizer:
 
     # An incomplete character has at most three bytes, so at most three tokens; a few more
     # and it is not going to be one.
+    _MOST_INCOMPLETE = 3
     _MOST_HELD_TOKENS = 8
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -52,25 +53,33 @@ class IncrementalDetokenizer:
         With `may_stop` False, stop strings are not looked for yet.
         """
         self._token_ids.append(token_id)
-        before = self._decode(self._token_ids[self._context : self._read])
-        after = self._decode(self._token_ids[self._context :])
-        unread = len(self._token_ids) - self._read
-        if after.endswith(_INCOMPLETE) and unread <= self._MOST_HELD_TOKENS:
-            return ""
-        self._context, self._read = self._read, len(self._token_ids)
-        return self._hand_out(after[len(before) :], may_stop)
+        end = len(self._token_ids)
+        text = self._decode(self._token_ids[self._context :])
+        if text.endswith(_INCOMPLETE):
+            if end - self._read <= self._MOST_HELD_TOKENS:
+                return ""
+            end -= self._MOST_INCOMPLETE  # what these are part of may still become a character
+            while not text.startswith(self._decode(self._token_ids[self._context : end])):
+                end -= 1
+        return self._hand_out(self._read_until(end), may_stop)
 
     def finish(self, *, may_stop: bool = True) -> str:
         """No more tokens will come; returns the rest of the text."""
-        before = self._decode(self._token_ids[self._context : self._read])
-        after = self._decode(self._token_ids[self._context :])
-        self._context, self._read = self._read, len(self._token_ids)
-        new = self._hand_out(after[len(before) :], may_stop)
+        new = self._hand_out(self._read_until(len(self._token_ids)), may_stop)
         if self.stopped_by is None:
             new += self._held
             self.text += self._held
         self._held = ""
         return new
+
+    def _read_until(self, end: int) -> str:
+        """The text of the tokens that were not read yet, up to `end`."""
+        before = self._decode(self._token_ids[self._context : self._read])
+        after = self._decode(self._token_ids[self._context : end])
+        if len(after) > len(before):  # else they say nothing, and are no context for others
+            self._context = self._read
+        self._read = end
+        return after[len(before) :]
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))

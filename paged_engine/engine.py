@@ -23,14 +23,14 @@ from paged_engine.engine_core import EngineCore, resolve_config
 from paged_engine.errors import InvalidConfigError, UnknownRequestError
 from paged_engine.events import EventLog
 from paged_engine.intake import Intake, one_each
-from paged_engine.interrupts import deferred_interrupt
 from paged_engine.models import ModelRunner, TransformersRunner
 from paged_engine.outputs import UserRequest
 from paged_engine.prompts import Prompt, as_list
+from paged_engine.protocols import BlockPoolProtocol, SchedulerProtocol
 from paged_engine.recorder import Recorder
 from paged_engine.replay import EngineState
 from paged_engine.request import RequestOutput, SamplingParams
-from paged_engine.scheduler import BlockPoolProtocol, Scheduler, SchedulerProtocol
+from paged_engine.scheduler import Scheduler
 
 SchedulerFactory = Callable[[EngineConfig, BlockPoolProtocol], SchedulerProtocol]
 
@@ -69,14 +69,15 @@ class ContinuousEngine:
     ) -> None:
         config = EngineConfig() if config is None else config
         runner = _runner(model, attention, config)
-        pool = getattr(scheduler, "pool", None) if block_pool is None else block_pool
+        pool = _pool_of(scheduler, block_pool)
         self.config = resolve_config(config, runner, pool)
         assert self.config.num_blocks is not None
-        pool = pool or BlockPool(
-            self.config.num_blocks,
-            self.config.block_size,
-            enable_prefix_caching=self.config.enable_prefix_caching,
-        )
+        if pool is None:
+            pool = BlockPool(
+                self.config.num_blocks,
+                self.config.block_size,
+                enable_prefix_caching=self.config.enable_prefix_caching,
+            )
         if scheduler is None:
             scheduler = Scheduler(self.config, pool)
         elif isinstance(scheduler, type) or not hasattr(scheduler, "schedule"):
@@ -201,7 +202,7 @@ class ContinuousEngine:
             raise UnknownRequestError(
                 f"no unfinished request {request_id!r}; it was never added or has ended"
             )
-        with deferred_interrupt():
+        with self.core.undivided():
             for sample in user.samples:
                 if not sample.request.is_finished:
                     self.core.abort(sample)
@@ -216,9 +217,9 @@ class ContinuousEngine:
             Exception: Whatever the model raised.  Requests and pool are as before the step,
                 which can be tried again.
         """
-        if self.core.samples:
-            self.core.step()
-        return self._take_outputs()
+        self._advance()
+        outputs, self._undelivered = self._undelivered, []
+        return outputs
 
     def generate(
         self,
@@ -242,17 +243,18 @@ class ContinuousEngine:
         """
         prompts = as_list(prompts)
         each = one_each(params, len(prompts))
-        prepared = [
+        users = [
             self._intake.prepare(prompt, one, None, 0)
             for prompt, one in zip(prompts, each, strict=True)
         ]
         inbox: list[RequestOutput] = []
-        users = [self._submit(user, inbox) for user in prepared]
         final: dict[str, RequestOutput] = {}
         bar = _progress_bar(len(users)) if progress else None
         try:
+            for user in users:
+                self._submit(user, inbox)
             while len(final) < len(users):
-                self._undelivered = self.step()
+                self._advance()
                 done = {output.request_id: output for output in inbox if output.finished}
                 inbox.clear()
                 final |= done
@@ -274,10 +276,9 @@ class ContinuousEngine:
         Text that is new is in `completions[0].new_text`.  Closing the iterator aborts the
         request; a bad prompt raises here, before the first token.
         """
-        inbox: list[RequestOutput] = []
-        return self._stream(
-            self._submit(self._intake.prepare(prompt, params, None, 0), inbox), inbox
-        )
+        outputs = self._stream(self._intake.prepare(prompt, params, None, 0))
+        next(outputs)  # from here on, closing it aborts the request
+        return outputs
 
     # ------------------------------------------------------------------ the running engine
 
@@ -290,6 +291,11 @@ class ContinuousEngine:
             InvalidConfigError: A limit is below 1.
         """
         scheduler: Any = self.core.scheduler
+        if not (hasattr(scheduler, "max_num_seqs") and hasattr(scheduler, "max_num_batched_tokens")):
+            raise InvalidConfigError(
+                "this scheduler's limits cannot be changed; expected it to have the attributes "
+                "max_num_seqs and max_num_batched_tokens"
+            )
         checked = replace(
             self.config,
             max_num_seqs=scheduler.max_num_seqs if max_num_seqs is None else max_num_seqs,
@@ -308,16 +314,13 @@ class ContinuousEngine:
         """Let requests use only so many of the pool's blocks, or more again.
 
         Requests are preempted as far as that is needed, in the next step; those that can never
-        be served any more end with the reason "ignored".
+        be served any more end at once, with the reason "ignored".
 
         Raises:
             InvalidConfigError: It is not between 1 and the size of the pool.
         """
-        scheduler: Any = self.core.scheduler
-        with deferred_interrupt():
-            scheduler.resize(num_usable)
-            if self.core.recorder is not None:
-                self.core.recorder.pool_resized(num_usable)
+        with self.core.undivided():
+            self.core.resize(num_usable)
 
     def snapshot(self) -> EngineState:
         """The state of pool and unfinished requests now, as `replay` tells it from the log."""
@@ -331,11 +334,22 @@ class ContinuousEngine:
     def _submit(self, user: UserRequest, inbox: list[RequestOutput] | None = None) -> UserRequest:
         """Put it in line; with an inbox its outputs go there and not to who calls `step`."""
         user.inbox = inbox
-        with deferred_interrupt():
-            for sample in user.samples:
-                self.core.add(sample)
-            self._users[user.request_id] = user
+        try:
+            with self.core.undivided():
+                for sample in user.samples:
+                    self.core.add(sample)
+                self._users[user.request_id] = user
+        except BaseException:
+            self._abandon([user])
+            raise
         return user
+
+    def _advance(self) -> None:
+        """Compute a step, and sort its outputs into inboxes and those that `step` returns."""
+        if self.core.samples:
+            self.core.step()
+        with self.core.undivided():
+            self._undelivered = self._take_outputs()
 
     def _take_outputs(self) -> list[RequestOutput]:
         """What every request without an inbox yielded since it was last asked for."""
@@ -345,25 +359,48 @@ class ContinuousEngine:
         for user in advanced:
             (outputs if user.inbox is None else user.inbox).append(user.output())
             if user.is_finished:
-                del self._users[user.request_id]
+                self._users.pop(user.request_id, None)
         return outputs
 
     def _abandon(self, users: Sequence[UserRequest]) -> None:
-        """Abort what is left of a call that ends early."""
-        for user in users:
-            if not user.is_finished:
-                self.abort(user.request_id)
-        self._undelivered = self._take_outputs()
+        """Abort what is left of a call that ends early; nobody waits for its outputs."""
+        with self.core.undivided():
+            for user in users:
+                user.inbox = []
+                for sample in user.samples:
+                    if self.core.samples.get(sample.request.request_id) is sample:
+                        self.core.abort(sample)
+            self._undelivered = self._take_outputs()
+            for user in users:
+                if self._users.get(user.request_id) is user:
+                    del self._users[user.request_id]
 
-    def _stream(self, user: UserRequest, inbox: list[RequestOutput]) -> Iterator[RequestOutput]:
+    def _stream(self, user: UserRequest) -> Iterator[RequestOutput]:
+        inbox: list[RequestOutput] = []
         try:
-            while inbox or not user.is_finished:
+            self._submit(user, inbox)
+            yield user.output()  # `stream` takes it, so that `finally` is reached in any case
+            while True:
                 while inbox:
-                    yield inbox.pop(0)
-                if not user.is_finished:
-                    self._undelivered = self.step()
+                    output = inbox.pop(0)
+                    yield output
+                    if output.finished:
+                        return
+                self._advance()
         finally:
             self._abandon([user])
+
+
+def _pool_of(scheduler: Any, block_pool: BlockPoolProtocol | None) -> BlockPoolProtocol | None:
+    """The pool that was given, or the one that a scheduler brings along."""
+    brought: BlockPoolProtocol | None = None
+    if not isinstance(scheduler, type):
+        brought = getattr(scheduler, "pool", None)
+    if block_pool is not None and brought is not None and block_pool is not brought:
+        raise InvalidConfigError(
+            "the scheduler has another pool than block_pool; give the same one, or only a scheduler"
+        )
+    return brought if block_pool is None else block_pool
 
 
 def _runner(model: Any, attention: str | Attend | None, config: EngineConfig) -> ModelRunner:

@@ -6,7 +6,8 @@ engine's affair (`paged_engine.engine`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from paged_engine.batch import pack
@@ -16,11 +17,11 @@ from paged_engine.interrupts import deferred_interrupt
 from paged_engine.kv_cache import PagedKVCache, num_blocks_for
 from paged_engine.models import ModelRunner
 from paged_engine.outputs import Sample
+from paged_engine.protocols import BlockPoolProtocol, SchedulerOutput, SchedulerProtocol
 from paged_engine.recorder import Recorder
 from paged_engine.replay import BlockState, EngineState, RequestState
 from paged_engine.request import Request, RequestStatus
 from paged_engine.sampler import Sampled, sample, usable_rows
-from paged_engine.scheduler import BlockPoolProtocol, SchedulerOutput, SchedulerProtocol
 
 
 class EngineCore:
@@ -63,6 +64,7 @@ class EngineCore:
         )
         self.samples: dict[str, Sample] = {}
         self.advanced: dict[Sample, None] = {}
+        self._in_step = False
 
     def add(self, sample_: Sample) -> None:
         """Put a sequence in line."""
@@ -85,17 +87,57 @@ class EngineCore:
             Exception: Whatever the model raised.  Requests and pool are as before the step,
                 which can be tried again.
         """
+        self.require_between_steps("step")
         output = SchedulerOutput()
+        is_computed = False
         try:
-            with deferred_interrupt():
+            self._in_step = True
+            with self.undivided():
                 output = self._schedule()
             sampled = self._compute(output)
+            with self.undivided():
+                is_computed = True
+                self._take_in(output, sampled)
         except BaseException:
-            with deferred_interrupt():
-                self._roll_back(output)
+            if not is_computed:
+                with self.undivided():
+                    self._roll_back(output)
             raise
-        with deferred_interrupt():
-            self._take_in(output, sampled)
+        finally:
+            self._in_step = False
+
+    def require_between_steps(self, what: str) -> None:
+        """Refuse what a listener must not do while a step is under way.
+
+        Raises:
+            InvariantError: One is.
+        """
+        if self._in_step:
+            raise InvariantError(
+                f"{what} was called inside a step, by a listener or another thread; call it when "
+                f"the step has ended"
+            )
+
+    def resize(self, num_usable: int) -> None:
+        """Change how many blocks may be in use; ends what can never be served any more."""
+        self.require_between_steps("resize_pool")
+        scheduler: Any = self.scheduler
+        if not hasattr(scheduler, "resize"):
+            raise InvalidConfigError(
+                "this scheduler's pool cannot be resized; expected it to have a method resize"
+            )
+        ended = scheduler.resize(num_usable)
+        if self.recorder is not None:
+            self.recorder.pool_resized(num_usable)
+        for request in ended:
+            self._end(self.samples[request.request_id])
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """Inside, neither Ctrl-C nor a listener comes between two parts of one change."""
+        held = nullcontext() if self.recorder is None else self.recorder.log.held()
+        with deferred_interrupt(), held:
+            yield
 
     def snapshot(self) -> EngineState:
         """The state of pool and unfinished requests now, as `replay` tells it from the log."""
@@ -132,15 +174,17 @@ class EngineCore:
             budget = getattr(self.scheduler, "max_num_batched_tokens", None)
             self.recorder.step_began(budget or self.config.max_num_batched_tokens)
         output = self.scheduler.schedule()
+        if not isinstance(output, SchedulerOutput):
+            raise InvariantError(
+                f"the scheduler's schedule returned {output!r}; expected a SchedulerOutput"
+            )
         now = self.clock()
         for request in output.scheduled:
             if request.first_scheduled_time is None:
                 request.first_scheduled_time = now
         if self.recorder is not None:
             self.recorder.scheduled(output)
-        for request in output.ignored:
-            self._end(self.samples[request.request_id])
-        if self.samples and not (output.scheduled or output.preempted or output.ignored):
+        if self.samples and not (output.scheduled or output.preempted):
             raise InvariantError(
                 f"the scheduler scheduled nothing while {len(self.samples)} requests wait; "
                 f"every step must serve somebody"
@@ -177,9 +221,17 @@ class EngineCore:
 
     def _roll_back(self, output: SchedulerOutput) -> None:
         """Requests and pool as before the step, as far as the scheduler can."""
+        written = {
+            block_id
+            for r in output.scheduled
+            for block_id in r.block_table[r.num_computed_tokens // self.config.block_size :]
+        }
         rollback = getattr(self.scheduler, "rollback", None)
         if rollback is not None:  # one that cannot keeps its blocks, and computes again
             rollback(output)
+        for sample_ in self.samples.values():
+            written.difference_update(sample_.request.block_table)
+        self.cache.zero_blocks(sorted(written))  # what the model left there may be NaN
         if self.recorder is not None:
             self.recorder.rolled_back(output)
 
@@ -214,7 +266,10 @@ class EngineCore:
         if self.recorder is not None:
             self.recorder.computed(request)
             self.recorder.token(request, choice.token_id, text)
-        if sample_.stopped_by is not None and not request.is_finished:
+        if sample_.failure is not None and not request.is_finished:
+            request.stop_reason = sample_.failure
+            self._finish(request, RequestStatus.FINISHED_ERROR)
+        elif sample_.stopped_by is not None and not request.is_finished:
             request.stop_reason = sample_.stopped_by
             self._finish(request, RequestStatus.FINISHED_STOPPED)
 
@@ -232,6 +287,7 @@ class EngineCore:
             return unheld
         block_ids = list(request.block_table)
         self.scheduler.abort(request.request_id)
+        request.status = status  # one that knows only abort calls every end so
         return block_ids
 
     def _end(self, sample_: Sample) -> None:

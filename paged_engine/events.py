@@ -8,9 +8,11 @@ back; `paged_engine.replay` turns any prefix of them into the engine's exact sta
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -268,6 +270,7 @@ class EventLog:
         self._events: deque[Event] = deque()
         self._on_drop = on_drop
         self._listeners: list[Listener] = []
+        self._untold: deque[Event] | None = None
 
     def __len__(self) -> int:
         return len(self._events)
@@ -290,8 +293,31 @@ class EventLog:
             if self._on_drop is not None:
                 self._on_drop(oldest)
         self._events.append(event)
-        for listener in tuple(self._listeners):
-            self._tell(listener, event)
+        with self.held():
+            assert self._untold is not None
+            self._untold.append(event)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, listeners wait; at its end they are told what happened, in order.
+
+        So they find the engine's state whole, and may change it: what that leads to comes
+        after what they have not been told yet.
+        """
+        if self._untold is not None:  # held further out, or by a listener that is being told
+            yield
+            return
+        self._untold = deque()
+        try:
+            yield
+        finally:
+            try:
+                while self._untold:
+                    event = self._untold.popleft()
+                    for listener in tuple(self._listeners):
+                        self._tell(listener, event)
+            finally:
+                self._untold = None
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with every event from now on; returns what ends that.
@@ -351,9 +377,11 @@ class EventLog:
             listener(event)
         except Exception as error:
             self._unsubscribe(listener)
-            warnings.warn(
+            message = (
                 f"the listener {listener!r} raised {type(error).__name__}: {error} at a "
-                f"{event.kind} event and gets no more events; the engine goes on",
-                RuntimeWarning,
-                stacklevel=2,
+                f"{event.kind} event and gets no more events; the engine goes on"
             )
+            try:
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+            except RuntimeWarning:  # warnings are errors here; raised, it would tear a step in two
+                print(message, file=sys.stderr)

@@ -6,23 +6,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
     """Inside, SIGINT waits; afterwards it has its usual effect.
 
-    Python delivers signals to the main thread alone, so elsewhere there is nothing to do.
+    Python delivers signals to the main thread alone, so elsewhere there is nothing to do; nor is
+    there where a handler that Python did not install could not be put back.
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is None:
         yield
         return
-    received: list[tuple[Any, ...]] = []
-    usual = signal.signal(signal.SIGINT, lambda *args: received.append(args))
+    received: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-        if received and callable(usual):
-            usual(*received[0])
+        if received:
+            signal.raise_signal(signal.SIGINT)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from paged_engine.detokenizer import IncrementalDetokenizer, Tokenizer
 from paged_engine.request import Completion, Request, RequestOutput, Timing, TokenLogprob
 
 
 class Sample:
-    """One of the `n` sequences of a user's request, with its text."""
+    """One of the `n` sequences of a user's request, with its text.
+
+    Attributes:
+        failure: Why its text cannot be told, if the tokenizer failed.
+    """
 
     def __init__(self, user: UserRequest, request: Request, tokenizer: Tokenizer | None) -> None:
         self.user = user
@@ -17,7 +21,9 @@ class Sample:
         self._detokenizer = (
             None if tokenizer is None else IncrementalDetokenizer(tokenizer, request.params.stop)
         )
+        self.failure: str | None = None
         self._logprobs: list[TokenLogprob] = []
+        self._token_ids: list[int] = []  # those that were pushed: text and logprobs go with them
         self._new_token_ids: list[int] = []
         self._new_text = ""
 
@@ -28,29 +34,28 @@ class Sample:
 
     def push(self, token_id: int, logprob: TokenLogprob | None) -> str:
         """Take a new token; returns the text that became readable."""
+        self._token_ids.append(token_id)
         self._new_token_ids.append(token_id)
         if logprob is not None:
             self._logprobs.append(logprob)
-        if self._detokenizer is None:
+        detokenizer = self._detokenizer
+        if detokenizer is None:
             return ""
-        text = self._detokenizer.push(token_id, may_stop=self._may_stop)
-        self._new_text += text
-        return text
+        return self._say(lambda: detokenizer.push(token_id, may_stop=self._may_stop))
 
     def finish(self) -> str:
         """No more tokens will come; returns the text that was held back."""
-        if self._detokenizer is None:
+        detokenizer = self._detokenizer
+        if detokenizer is None or self.failure is not None:
             return ""
-        text = self._detokenizer.finish(may_stop=self._may_stop)
-        self._new_text += text
-        return text
+        return self._say(lambda: detokenizer.finish(may_stop=self._may_stop))
 
     def completion(self) -> Completion:
         """Everything so far; what is new is handed out once."""
         request = self.request
         completion = Completion(
             index=request.sample_index,
-            token_ids=tuple(request.output_token_ids),
+            token_ids=tuple(self._token_ids),
             text="" if self._detokenizer is None else self._detokenizer.text,
             finish_reason=request.status.value if request.is_finished else None,
             stop_reason=request.stop_reason,
@@ -60,6 +65,16 @@ class Sample:
         )
         self._new_token_ids, self._new_text = [], ""
         return completion
+
+    def _say(self, read: Callable[[], str]) -> str:
+        """The text that `read` gives; a tokenizer that fails harms this sample alone."""
+        try:
+            text = read()
+        except Exception as error:
+            self.failure = f"the tokenizer raised {type(error).__name__}: {error}"
+            return ""
+        self._new_text += text
+        return text
 
     @property
     def _may_stop(self) -> bool:

@@ -102,7 +102,7 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _is_id(value: Any) -> bool:
-    if isinstance(value, bool) or getattr(value, "ndim", 0):
+    if isinstance(value, bool) or getattr(value, "ndim", 0) > 0:
         return False  # arrays of any length claim to be integers
     try:
         operator.index(value)

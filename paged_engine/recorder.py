@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from paged_engine import events as ev
 from paged_engine.config import EngineConfig
-from paged_engine.replay import EngineState, forget_finished, reduce
+from paged_engine.protocols import BlockPoolProtocol, SchedulerOutput
+from paged_engine.replay import EngineState, reduce
 from paged_engine.request import Request, RequestStatus
-from paged_engine.scheduler import BlockPoolProtocol, SchedulerOutput
 
 
 class Recorder:
@@ -36,6 +36,7 @@ class Recorder:
         self.log = ev.EventLog(config.max_events, on_drop=self._fold)
         self.step = 0
         self._pool = pool
+        getattr(pool, "take_changes", list)()  # from now on they are kept
         self._clock = clock
         self._block_size = config.block_size
         self._tables: dict[Request, list[int]] = {}  # as the log has them
@@ -75,12 +76,11 @@ class Recorder:
     def scheduled(self, output: SchedulerOutput) -> None:
         """What `schedule` decided, in the order in which it can have happened."""
         now, log = self._clock(), self.log
-        for request in output.preempted:
-            self._sync_table(request, now)
+        for request in output.preempted:  # it may have been admitted again, with other blocks
+            self._free(request, self._tables[request], now)
             self._running.discard(request)
             log.append(ev.Preempted(now, self.step, request.request_id))
         self._pool_changes(now)
-        # A listener may abort a request at any event: from then on nothing more is said of it.
         for request in output.scheduled:
             if request not in self._running and request in self._tables:
                 self._running.add(request)
@@ -150,9 +150,7 @@ class Recorder:
         if known is None or len(table) == len(known):  # they grow and shrink at their end
             return
         if len(table) < len(known):
-            gone = tuple(known[len(table) :])
-            self.log.append(ev.Freed(now, self.step, request.request_id, gone))
-            del known[len(table) :]
+            self._free(request, known[len(table) :], now)
             return
         num_hits = 0 if known else request.num_cached_tokens // self._block_size
         hits, new = tuple(table[len(known) : num_hits]), tuple(table[max(len(known), num_hits) :])
@@ -161,6 +159,12 @@ class Recorder:
         if new:
             self.log.append(ev.Allocated(now, self.step, request.request_id, new))
         known.extend(table[len(known) :])
+
+    def _free(self, request: Request, block_ids: list[int], now: float) -> None:
+        """Say that the end of its table was given up."""
+        if gone := tuple(block_ids):
+            del self._tables[request][-len(gone) :]
+            self.log.append(ev.Freed(now, self.step, request.request_id, gone))
 
     def _pool_changes(self, now: float) -> None:
         take = getattr(self._pool, "take_changes", None)
@@ -173,4 +177,4 @@ class Recorder:
     def _fold(self, event: ev.Event) -> None:
         reduce(self.base, event)
         if isinstance(event, (ev.Finished, ev.Aborted)):
-            forget_finished(self.base)
+            del self.base.requests[event.request_id]

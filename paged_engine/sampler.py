@@ -209,7 +209,8 @@ def _filter(
     # the token that crosses p stays: what counts is the mass before it (nano-vllm pull 260)
     keep = by_rank & (before < top_p * total) & (weights >= min_p * weights[:, :1])
     keep[:, 0] = True
-    is_complete = ~keep[:, -1] | (top_k[:, 0] <= num_candidates)
+    # a top-k beyond the C leaves the total unknown that top-p is measured against
+    is_complete = torch.where(top_k[:, 0] < vocab_size, top_k[:, 0] <= num_candidates, ~keep[:, -1])
     return weights * keep, is_complete | (num_candidates == vocab_size)
 
 

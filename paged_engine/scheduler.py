@@ -17,97 +17,18 @@ One step, in order:
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Protocol
 
 from paged_engine.block_pool import BlockPool
 from paged_engine.config import EngineConfig
 from paged_engine.errors import InvalidRequestError, InvariantError, UnknownRequestError
+from paged_engine.protocols import BlockPoolProtocol, SchedulerOutput
 from paged_engine.request import Request, RequestStatus, check_servable
+from paged_engine.waiting_queue import WaitingQueue
 
-
-class BlockPoolProtocol(Protocol):
-    """What a scheduler needs of a pool.  Prefix sharing and resizing are optional."""
-
-    @property
-    def num_free(self) -> int: ...
-    def allocate(self, n: int) -> list[int] | None: ...
-    def free(self, block_ids: Sequence[int]) -> None: ...
-
-
-class SchedulerProtocol(Protocol):
-    """What the engine needs of a scheduler."""
-
-    def add(self, request: Request) -> None: ...
-    def abort(self, request_id: str) -> None: ...
-    def schedule(self) -> SchedulerOutput: ...
-    def update(self, output: SchedulerOutput, sampled: Mapping[str, int]) -> list[Request]: ...
-
-
-@dataclass(slots=True)
-class SchedulerOutput:
-    """What one step computes.
-
-    Attributes:
-        scheduled: For each request how many tokens, from its `num_computed_tokens` on.
-        preempted: Requests that lost their blocks in this step.
-        ignored: Requests ended because a smaller pool can never serve them.
-        blocks_to_copy: Pairs (from, to) to copy before anything is computed.
-    """
-
-    scheduled: dict[Request, int] = field(default_factory=dict)
-    preempted: list[Request] = field(default_factory=list)
-    ignored: list[Request] = field(default_factory=list)
-    blocks_to_copy: list[tuple[int, int]] = field(default_factory=list)
-    table_lengths: dict[Request, int] = field(default_factory=dict)  # before, for rollback
-    admitted: dict[Request, RequestStatus] = field(default_factory=dict)  # and what it was
-
-    @property
-    def num_scheduled_tokens(self) -> int:
-        return sum(self.scheduled.values())
-
-
-class WaitingQueue:
-    """Requests in line, by `queue_key`; O(log n) to join or leave from the front.
-
-    A request that is aborted while it waits leaves a gap, which is skipped when it comes to
-    the front, so that a long queue costs a step nothing.
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int], Request]] = []
-        self._members: set[Request] = set()
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __contains__(self, request: Request) -> bool:
-        return request in self._members
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(sorted(self._members, key=attrgetter("queue_key")))
-
-    def push(self, request: Request) -> None:
-        self._members.add(request)
-        heapq.heappush(self._heap, (request.queue_key, request))
-
-    def peek(self) -> Request:
-        while self._heap[0][1] not in self._members:
-            heapq.heappop(self._heap)
-        return self._heap[0][1]
-
-    def pop(self) -> Request:
-        request = self.peek()
-        heapq.heappop(self._heap)
-        self._members.remove(request)
-        return request
-
-    def remove(self, request: Request) -> None:
-        self._members.remove(request)
+__all__ = ["Scheduler", "SchedulerOutput"]
 
 
 class Scheduler:
@@ -134,7 +55,6 @@ class Scheduler:
         self.requests: dict[str, Request] = {}  # all that are not finished
         self.num_finished = dict.fromkeys((s for s in RequestStatus if s.is_finished), 0)
         self._num_added = 0
-        self._ignored: list[Request] = []
         self._sharing: BlockPool | None = pool if _can_share(pool) else None  # type: ignore[assignment]
 
     @property
@@ -197,8 +117,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Decide the next step and reserve the blocks it writes to."""
-        output = SchedulerOutput(ignored=self._ignored)
-        self._ignored = []
+        output = SchedulerOutput()
         self._return_excess(output)
         budget = self._schedule_running(output)
         if not output.preempted:
@@ -250,21 +169,27 @@ class Scheduler:
                 self.running.remove(request)
                 self._to_waiting(request, output.admitted[request])
 
-    def resize(self, num_usable: int) -> None:
+    def resize(self, num_usable: int) -> list[Request]:
         """Change how many blocks may be in use at once.
 
-        Requests are preempted in the next step as far as that is needed; those that could
-        never be served any more end as FINISHED_IGNORED.
+        Requests are preempted in the next step as far as that is needed.
+
+        Returns:
+            Those that could never be served any more, ended as FINISHED_IGNORED.
         """
         if self._sharing is None:
             raise InvariantError("this pool cannot be resized; it has no method resize")
         self._sharing.resize(num_usable)
         by_pool = num_usable * self.block_size + 1
         self.max_servable_tokens = min(self.max_model_len or by_pool, by_pool)
-        for request in list(self.requests.values()):
-            if request.num_prompt_tokens + request.max_tokens > self.max_servable_tokens:
-                self.finish(request.request_id, RequestStatus.FINISHED_IGNORED)
-                self._ignored.append(request)
+        too_long = [
+            r
+            for r in self.requests.values()
+            if r.num_prompt_tokens + r.max_tokens > self.max_servable_tokens
+        ]
+        for request in too_long:
+            self.finish(request.request_id, RequestStatus.FINISHED_IGNORED)
+        return too_long
 
     # ------------------------------------------------------------------ inner workings
 
@@ -310,6 +235,9 @@ class Scheduler:
         output.preempted.append(request)
 
     def _return_excess(self, output: SchedulerOutput) -> None:
+        """Keep to limits that were lowered while requests run."""
+        while len(self.running) > self.max_num_seqs:
+            self._preempt(self.running[-1], output)
         while self._sharing is not None and self._sharing.num_excess and self.running:
             self._preempt(self.running[-1], output)
 

@@ -119,8 +119,7 @@ class SdpaAttention:
 
     def _gather(self, name: str, blocks: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """`[len(rows), block_size * head_dim]`, valid until the next call with this name."""
-        num_blocks, num_heads, block_size, head_dim = blocks.shape
-        width = block_size * head_dim
+        width = blocks.shape[2] * blocks.shape[3]
         scratch = self._scratch.get(name)
         if (
             scratch is None

@@ -55,7 +55,9 @@ def _timed(run: Callable[[], Tokens]) -> tuple[float, Tokens]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the comparison and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="folder or hub name; default: the default model")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or auto")

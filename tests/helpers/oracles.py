@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 
 from paged_engine.block_pool import BlockPool, CachedPrefix
 from paged_engine.engine import ContinuousEngine
-from paged_engine.events import to_json
+from paged_engine.events import FORMAT_VERSION, EngineStarted, Event, from_json, to_json
 from paged_engine.kv_cache import PagedKVCache
 from paged_engine.replay import EngineState, forget_finished, reduce
 from paged_engine.request import Request, RequestStatus
@@ -127,23 +129,18 @@ class Replayer:
     def __init__(self, engine: ContinuousEngine) -> None:
         self.engine = engine
         self.state = EngineState()
-        self.lines: list[str] = []
-        self._new: list[object] = []
+        self._new: list[Event] = []
         for event in engine.log:
             self.take(event)
         engine.log.subscribe(self.take)
 
-    def take(self, event: object) -> None:
+    def take(self, event: Event) -> None:
         self._new.append(event)
 
     def check(self) -> None:
         """Up to now the log tells the same state as the engine itself."""
-        from paged_engine.events import Event, from_json
-
         for event in self._new:
-            assert isinstance(event, Event)
-            line = to_json(event)
-            again = from_json(line)
+            again = from_json(to_json(event))
             assert again == event
             reduce(self.state, again)
         self._new.clear()
@@ -169,3 +166,21 @@ def check_requests(scheduler: Scheduler) -> None:
     for request in waiting:
         assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
         assert not request.block_table and request.num_computed_tokens == 0
+
+
+_VALUES: dict[str, Any] = {
+    "int": 3,
+    "str": 'a "quoted" \u00e9\n\U0001f600',
+    "float": 0.1,
+    "bool": True,
+    "tuple[int, ...]": (1, 2),
+    "str | None": None,
+}
+
+
+def example_event(cls: type[Event]) -> Event:
+    """An event of this type."""
+    values = {f.name: _VALUES[str(f.type)] for f in fields(cls)}
+    if cls is EngineStarted:
+        values["version"] = FORMAT_VERSION
+    return cls(**values)

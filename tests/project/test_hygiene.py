@@ -17,7 +17,8 @@ NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 
 # Ground floor first: a room (a module or a folder) imports only from rooms that stand before it.
 ROOMS = [
-    *["errors", "interrupts", "config", "request", "events", "replay", "block_pool", "scheduler"],
+    *["errors", "interrupts", "config", "request", "events", "replay", "block_pool"],
+    *["protocols", "waiting_queue", "scheduler"],
     *["kv_cache", "batch", "attention", "models", "sampler"],
     # The engine and its helpers
     *[
@@ -36,7 +37,8 @@ ROOMS = [
 FRONT = ["__init__", "__main__"]
 # These work where torch is not installed ...
 TORCH_FREE = [
-    *["errors", "interrupts", "config", "request", "events", "replay", "block_pool", "scheduler"],
+    *["errors", "interrupts", "config", "request", "events", "replay", "block_pool"],
+    *["protocols", "waiting_queue", "scheduler"],
     *["recorder", "console", "metrics", "visualizer", "simulator"],
 ]
 # ... and these with nothing but Python.
