@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 from paged_engine.attention import Attend, get_backend
@@ -19,11 +18,10 @@ from paged_engine.block_pool import BlockPool
 from paged_engine.config import EngineConfig
 from paged_engine.console import event_printer
 from paged_engine.detokenizer import Tokenizer
-from paged_engine.engine_core import EngineCore, resolve_config
+from paged_engine.engine_core import EngineCore, as_runner, resolve_config
 from paged_engine.errors import InvalidConfigError, UnknownRequestError
 from paged_engine.events import EventLog
 from paged_engine.intake import Intake, one_each
-from paged_engine.models import ModelRunner, TransformersRunner
 from paged_engine.outputs import UserRequest
 from paged_engine.prompts import Prompt, as_list
 from paged_engine.protocols import BlockPoolProtocol, SchedulerProtocol
@@ -68,7 +66,7 @@ class ContinuousEngine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         config = EngineConfig() if config is None else config
-        runner = _runner(model, attention, config)
+        runner = as_runner(model, get_backend(attention), config)
         pool = _pool_of(scheduler, block_pool)
         self.config = resolve_config(config, runner, pool)
         assert self.config.num_blocks is not None
@@ -288,27 +286,9 @@ class ContinuousEngine:
         """Change the batch limits from the next step on.
 
         Raises:
-            InvalidConfigError: A limit is below 1.
+            InvalidConfigError: A limit is below 1, or the scheduler's cannot be changed.
         """
-        scheduler: Any = self.core.scheduler
-        if not (hasattr(scheduler, "max_num_seqs") and hasattr(scheduler, "max_num_batched_tokens")):
-            raise InvalidConfigError(
-                "this scheduler's limits cannot be changed; expected it to have the attributes "
-                "max_num_seqs and max_num_batched_tokens"
-            )
-        checked = replace(
-            self.config,
-            max_num_seqs=scheduler.max_num_seqs if max_num_seqs is None else max_num_seqs,
-            max_num_batched_tokens=scheduler.max_num_batched_tokens
-            if max_num_batched_tokens is None
-            else max_num_batched_tokens,
-        )
-        scheduler.max_num_seqs = checked.max_num_seqs
-        scheduler.max_num_batched_tokens = checked.max_num_batched_tokens
-        if self.core.recorder is not None:
-            self.core.recorder.parameters_changed(
-                checked.max_num_seqs, checked.max_num_batched_tokens
-            )
+        self.core.set_limits(max_num_seqs, max_num_batched_tokens)
 
     def resize_pool(self, num_usable: int) -> None:
         """Let requests use only so many of the pool's blocks, or more again.
@@ -401,15 +381,6 @@ def _pool_of(scheduler: Any, block_pool: BlockPoolProtocol | None) -> BlockPoolP
             "the scheduler has another pool than block_pool; give the same one, or only a scheduler"
         )
     return brought if block_pool is None else block_pool
-
-
-def _runner(model: Any, attention: str | Attend | None, config: EngineConfig) -> ModelRunner:
-    if isinstance(model, ModelRunner):
-        return model
-    runner = TransformersRunner(model, get_backend(attention))
-    if config.probe:
-        runner.probe(config.block_size)
-    return runner
 
 
 def _progress_bar(total: int) -> Any:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
+from paged_engine.attention import Attend
 from paged_engine.batch import pack
 from paged_engine.config import EngineConfig
 from paged_engine.errors import InvalidConfigError, InvariantError
 from paged_engine.interrupts import deferred_interrupt
 from paged_engine.kv_cache import PagedKVCache, num_blocks_for
-from paged_engine.models import ModelRunner
+from paged_engine.models import ModelRunner, TransformersRunner
 from paged_engine.outputs import Sample
 from paged_engine.protocols import BlockPoolProtocol, SchedulerOutput, SchedulerProtocol
 from paged_engine.recorder import Recorder
@@ -138,6 +140,28 @@ class EngineCore:
         held = nullcontext() if self.recorder is None else self.recorder.log.held()
         with deferred_interrupt(), held:
             yield
+
+    def set_limits(self, max_num_seqs: int | None, max_num_batched_tokens: int | None) -> None:
+        """Change the batch limits from the next step on; None leaves one as it is."""
+        scheduler: Any = self.scheduler
+        given = {
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+        }
+        if not all(hasattr(scheduler, name) for name in given):
+            raise InvalidConfigError(
+                f"this scheduler's limits cannot be changed; expected it to have the attributes "
+                f"{' and '.join(given)}"
+            )
+        limits: dict[str, Any] = {
+            name: getattr(scheduler, name) if value is None else value
+            for name, value in given.items()
+        }
+        replace(self.config, **limits)  # checks them
+        for name, value in limits.items():
+            setattr(scheduler, name, value)
+        if self.recorder is not None:
+            self.recorder.parameters_changed(**limits)
 
     def snapshot(self) -> EngineState:
         """The state of pool and unfinished requests now, as `replay` tells it from the log."""
@@ -299,6 +323,16 @@ class EngineCore:
         self.advanced[sample_] = None
         if self.recorder is not None:
             self.recorder.ended(request, text)
+
+
+def as_runner(model: Any, attend: Attend, config: EngineConfig) -> ModelRunner:
+    """The model as something the core can drive, probed if the configuration says so."""
+    if isinstance(model, ModelRunner):
+        return model
+    runner = TransformersRunner(model, attend)
+    if config.probe:
+        runner.probe(config.block_size)
+    return runner
 
 
 def resolve_config(config: EngineConfig, runner: ModelRunner, pool: Any) -> EngineConfig:

@@ -293,9 +293,11 @@ class EventLog:
             if self._on_drop is not None:
                 self._on_drop(oldest)
         self._events.append(event)
-        with self.held():
-            assert self._untold is not None
+        if self._untold is not None:
             self._untold.append(event)
+        elif self._listeners:
+            self._untold = deque([event])
+            self._tell_all()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -311,13 +313,7 @@ class EventLog:
         try:
             yield
         finally:
-            try:
-                while self._untold:
-                    event = self._untold.popleft()
-                    for listener in tuple(self._listeners):
-                        self._tell(listener, event)
-            finally:
-                self._untold = None
+            self._tell_all()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with every event from now on; returns what ends that.
@@ -371,6 +367,15 @@ class EventLog:
     def _unsubscribe(self, listener: Listener) -> None:
         if listener in self._listeners:
             self._listeners.remove(listener)
+
+    def _tell_all(self) -> None:
+        try:
+            while self._untold:
+                event = self._untold.popleft()
+                for listener in tuple(self._listeners):
+                    self._tell(listener, event)
+        finally:
+            self._untold = None
 
     def _tell(self, listener: Listener, event: Event) -> None:
         try:

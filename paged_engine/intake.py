@@ -47,7 +47,8 @@ class Intake:
         params = self._checked(params)
         if request_id is not None and not isinstance(request_id, str):
             raise InvalidRequestError(f"request_id is {request_id!r}; expected a str, or None")
-        if request_id is not None and self._is_any_taken(request_id, params.n):
+        n = 1 if params is None else params.n
+        if request_id is not None and self._is_any_taken(request_id, n):
             raise InvalidRequestError(
                 f"a request {request_id!r} is already being served; use another id"
             )

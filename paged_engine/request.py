@@ -29,7 +29,8 @@ class RequestStatus(Enum):
         return self not in _UNFINISHED
 
 
-_UNFINISHED = frozenset({RequestStatus.WAITING, RequestStatus.RUNNING, RequestStatus.PREEMPTED})
+# A tuple is searched without hashing, which of an enum takes long.
+_UNFINISHED = (RequestStatus.WAITING, RequestStatus.RUNNING, RequestStatus.PREEMPTED)
 _CUT_SHORT = frozenset(
     {
         RequestStatus.FINISHED_ABORTED,
@@ -37,7 +38,7 @@ _CUT_SHORT = frozenset(
         RequestStatus.FINISHED_ERROR,
     }
 )
-_ALL_FINISHED = frozenset(RequestStatus) - _UNFINISHED
+_ALL_FINISHED = frozenset(RequestStatus).difference(_UNFINISHED)
 
 LEGAL_TRANSITIONS: dict[RequestStatus, frozenset[RequestStatus]] = {
     RequestStatus.WAITING: _CUT_SHORT | {RequestStatus.RUNNING},

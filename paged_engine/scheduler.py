@@ -55,6 +55,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}  # all that are not finished
         self.num_finished = dict.fromkeys((s for s in RequestStatus if s.is_finished), 0)
         self._num_added = 0
+        self._most_running = config.max_num_seqs  # in the last step; a new limit is of the next
         self._sharing: BlockPool | None = pool if _can_share(pool) else None  # type: ignore[assignment]
 
     @property
@@ -238,6 +239,7 @@ class Scheduler:
         """Keep to limits that were lowered while requests run."""
         while len(self.running) > self.max_num_seqs:
             self._preempt(self.running[-1], output)
+        self._most_running = self.max_num_seqs
         while self._sharing is not None and self._sharing.num_excess and self.running:
             self._preempt(self.running[-1], output)
 
@@ -354,8 +356,8 @@ class Scheduler:
         Raises:
             InvariantError: With the first thing that does not hold.
         """
-        if len(self.running) > self.max_num_seqs:
-            raise InvariantError(f"{len(self.running)} run, above {self.max_num_seqs}")
+        if len(self.running) > self._most_running:
+            raise InvariantError(f"{len(self.running)} run, above {self._most_running}")
         if self.running != sorted(self.running, key=attrgetter("queue_key")):
             raise InvariantError("the running requests are out of order")
         if len(self.running) + len(self.waiting) != len(self.requests):

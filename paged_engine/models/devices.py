@@ -19,7 +19,7 @@ def choose_device(device: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InvalidConfigError(f"device is {device!r}; expected 'cpu' or 'cuda'") from error
     if chosen.type not in ("cpu", "cuda"):
         raise InvalidConfigError(

@@ -93,21 +93,30 @@ class TransformersRunner:
 
     @torch.inference_mode()
     def probe(self, block_size: int) -> None:
-        """Compute two packed prompts and compare with each alone through the model's own code.
+        """Compute two packed prompts, then one more token of each, and compare with each alone.
 
         Raises:
             UnsupportedModelError: With what was wrong.
         """
-        batch, num_blocks = _probe_batch(self.vocab_size, block_size, self.device)
-        alone = [
-            self.model(input_ids=prompt[None], use_cache=False).logits[0, -1]
-            for prompt in torch.split(batch.input_ids, batch.query_lens)
-        ]
+        name = type(self.model).__name__
+        requests, num_blocks = _probe_requests(self.vocab_size, self.max_model_len, block_size)
         cache = PagedKVCache(
             self.kv_shape, num_blocks, block_size, dtype=self.dtype, device=self.device
         )
-        packed = self.forward(batch, cache)
-        name = type(self.model).__name__
+        packed: list[torch.Tensor] = []
+        try:
+            prompts = [torch.tensor([r.token_ids], device=self.device) for r in requests]
+            alone = [self.model(input_ids=p, use_cache=False).logits[0, -2:] for p in prompts]
+            for _ in ("prefill", "decode"):
+                counts = {r: max(1, r.num_tokens - 1 - r.num_computed_tokens) for r in requests}
+                packed.append(self.forward(pack(counts, block_size, self.device), cache))
+                for request, num_tokens in counts.items():
+                    request.num_computed_tokens += num_tokens
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{name} cannot be run with this attention function over packed prompts: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if sorted(self._last_layers) != list(range(self.kv_shape.num_layers)):
             raise UnsupportedModelError(
                 f"{name} called the attention function for layers {self._last_layers}; expected "
@@ -116,14 +125,14 @@ class TransformersRunner:
             )
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         scale = max(1.0, *(float(logits.abs().max()) for logits in alone))
-        for logits, expected in zip(packed, alone, strict=True):
-            error = float((logits.float() - expected.float()).abs().max())
-            if not error <= tolerance * scale:
+        for logits, expected in zip(torch.stack(packed, dim=1), alone, strict=True):
+            difference = float((logits.float() - expected.float()).abs().max())
+            if not difference <= tolerance * scale:
                 raise UnsupportedModelError(
                     f"{name} gives other logits packed and paged than alone (they differ by "
-                    f"{error:.3g}, expected at most {tolerance * scale:.3g}): either the model "
-                    f"does something this engine does not know, or the attention function is "
-                    f"wrong"
+                    f"{difference:.3g}, expected at most {tolerance * scale:.3g}): either the "
+                    f"model does something this engine does not know, or the attention function "
+                    f"is wrong"
                 )
 
 
@@ -260,14 +269,16 @@ def _refuse_unservable(model: PreTrainedModel) -> None:
         )
 
 
-def _probe_batch(vocab_size: int, block_size: int, device: torch.device) -> tuple[Batch, int]:
-    """Two whole prompts in one batch, in blocks handed out from the last to the first."""
+def _probe_requests(
+    vocab_size: int, max_model_len: int, block_size: int
+) -> tuple[list[Request], int]:
+    """Two prompts, in blocks handed out from the last to the first, and how many blocks."""
+    lengths = [max(2, min(n, max_model_len)) for n in PROBE_LENGTHS]
     requests = [
-        Request(str(n), [(37 * n + 11 * i) % vocab_size for i in range(n)]) for n in PROBE_LENGTHS
+        Request(str(n), [(37 * n + 11 * i) % vocab_size for i in range(n)]) for n in lengths
     ]
     counts = [-(-request.num_tokens // block_size) for request in requests]
     ids = list(range(sum(counts)))
     for request, count in zip(requests, counts, strict=True):
         request.block_table = [ids.pop() for _ in range(count)]
-    scheduled = {request: request.num_tokens for request in requests}
-    return pack(scheduled, block_size, device), sum(counts)
+    return requests, sum(counts)

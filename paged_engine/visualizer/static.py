@@ -10,6 +10,7 @@ can compare them.  Shown last in a cell, Jupyter draws them; `save` writes them 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Picture:
         return self.svg
 
     def __repr__(self) -> str:
-        return f"{self.title}\n\n{self.text}"
+        return f"{self.title}\n\n{textwrap.fill(self.text, 88)}"
 
     def save(self, path: str | Path) -> None:
         """Write the image to a file."""

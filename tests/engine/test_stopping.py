@@ -19,7 +19,9 @@ from tests.engine.engine_helpers import (
 from tests.helpers.fakes import ByteTokenizer
 
 
-def script_engine(*scripts: str | bytes, eos: tuple[int, ...] = (), **parts: Any) -> ContinuousEngine:
+def script_engine(
+    *scripts: str | bytes, eos: tuple[int, ...] = (), **parts: Any
+) -> ContinuousEngine:
     config = EngineConfig(block_size=4, num_blocks=64)
     return ContinuousEngine(ScriptModel(*scripts, eos=eos), ByteTokenizer(), config, **parts)
 

@@ -62,7 +62,9 @@ def test_one_infinity_below_is_a_forbidden_token_and_no_error() -> None:
             logits[:, 7] = -float("inf")
             return logits
 
-    output = oracle_engine(Forbids()).generate([1, 2], SamplingParams(temperature=5.0, max_tokens=90))[0]
+    output = oracle_engine(Forbids()).generate(
+        [1, 2], SamplingParams(temperature=5.0, max_tokens=90)
+    )[0]
     assert output.finish_reason == "length"
     assert 7 not in output.token_ids
 
@@ -170,9 +172,12 @@ def test_neighbours_of_a_spoiled_request_are_equal_to_the_last_bit(
             token_id = POISON if spoil else POISON + 1
             engine.add_request([token_id, *PROMPT[:6]], PARAMS, request_id="last")
             engine.step()
-            assert [e for e in engine.log.of_kind("allocated") if e.request_id == "last"][  # type: ignore[attr-defined]
-                0
-            ].block_ids[0] == 0  # type: ignore[attr-defined]
+            assert (
+                next(
+                    e for e in engine.log.of_kind("allocated") if e.request_id == "last"
+                ).block_ids[0]
+                == 0
+            )  # type: ignore[attr-defined]
             return run(engine)
 
     clean, spoiled = serve(False), serve(True)
@@ -197,9 +202,7 @@ def test_a_prompt_spoiled_in_any_chunk_harms_no_neighbour_and_no_successor(
     family: str, where: Callable[[list[int]], list[int]]
 ) -> None:
     model, engine = tiny_engine(family, num_blocks=16, max_num_batched_tokens=8)
-    alone = {
-        n: engine.generate([PROMPT[:n]], PARAMS)[0].token_ids for n in (5, 9, 30)
-    }
+    alone = {n: engine.generate([PROMPT[:n]], PARAMS)[0].token_ids for n in (5, 9, 30)}
     model, engine = tiny_engine(family, num_blocks=16, max_num_batched_tokens=8)
     bad = where(PROMPT)
     with poisoned(model):

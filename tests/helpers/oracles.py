@@ -1,7 +1,8 @@
 """What must hold after every step, told without the package's own checks.
 
 `BlockPool.check_invariants` and `Scheduler.check_invariants` are code too: a fault in them would
-hide others.  So the same rules stand here once more, in other words.
+hide others.  So the same rules stand here once more, in other words.  Nothing here needs
+torch to be imported.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from paged_engine.block_pool import BlockPool, CachedPrefix
-from paged_engine.engine import ContinuousEngine
 from paged_engine.events import FORMAT_VERSION, EngineStarted, Event, from_json, to_json
-from paged_engine.kv_cache import PagedKVCache
 from paged_engine.replay import EngineState, forget_finished, reduce
 from paged_engine.request import Request, RequestStatus
 from paged_engine.scheduler import Scheduler, SchedulerOutput
-from tests.helpers.fakes import chain
+
+if TYPE_CHECKING:
+    from paged_engine.engine import ContinuousEngine
+    from paged_engine.kv_cache import PagedKVCache
 
 
 def constant_hash(parent_hash: int, tokens: tuple[int, ...]) -> int:
@@ -68,13 +68,14 @@ def check_pool(pool: BlockPool, tables: Iterable[Sequence[int]]) -> None:
 
 def check_content(pool: BlockPool, cache: PagedKVCache) -> None:
     """What the prefix index promises is in the cache (that of an `OracleModel`)."""
+    from tests.helpers.fakes import chain
+
     for entry in pool._index.values():
         tokens, end, expected = prefix_of(entry), 0, []
         for position, token_id in enumerate(tokens):
             before, end = end, chain(end, token_id, position)
-            expected.append((position + 1, before, end))
-        there = cache.k[0, entry.block_id, 0]
-        assert torch.equal(there, torch.tensor(expected[-pool.block_size :])), (
+            expected.append([position + 1, before, end])
+        assert cache.k[0, entry.block_id, 0].tolist() == expected[-pool.block_size :], (
             f"block {entry.block_id} is published but does not hold its tokens"
         )
 

@@ -251,8 +251,9 @@ class Scenario:
             return False
         if self.pool == "tight" and self.block_size == 64 and self.budget < 512:
             return False  # long prompts in small chunks: one ends before the next begins
-        if self.pool == "tight" and self.aborts and self.concurrency < 8:
-            return False  # too few are left to get in each other's way
+        few_at_once = self.aborts or self.arrival == "staggered"
+        if self.pool == "tight" and self.concurrency < 8 and few_at_once:
+            return False  # they may not get in each other's way
         if self.n > 1 and self.budget < 2:  # the first sample ends before the next begins
             return False
         if self.budget < 7 and self.concurrency > 8:  # only long
@@ -343,7 +344,8 @@ class Scenario:
             assert observed.count("hit") > 0, "no block was shared"
         else:
             assert observed.count("cached") == 0
-        if self.n > 1 and self.block_size > 1:
+        may_be_full = self.pool == "tight" and self.block_size == 64
+        if self.n > 1 and self.block_size > 1 and not may_be_full:
             assert observed.count("copied") > 0, "nothing was copied"
         if self.aborts:
             assert observed.count("aborted") > 0, "nobody was aborted"

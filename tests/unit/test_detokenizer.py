@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,10 +70,20 @@ def test_pieces_of_any_bytes_make_what_all_of_them_decode_to(data: bytes) -> Non
 def test_tokens_may_begin_and_end_inside_characters(words: list[str], random: Any) -> None:
     data = "".join(words).encode()
     cuts = sorted({0, len(data), *(random.randrange(len(data) + 1) for _ in range(8))})
-    tokens = [data[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    tokens = [data[a:b] for a, b in itertools.pairwise(cuts)]
     pieces, _ = feed(PieceTokenizer(tokens), range(len(tokens)))
     assert "".join(pieces) == data.decode()
     assert "\ufffd" not in "".join(pieces)
+
+
+pieces_of_bytes = st.lists(st.sampled_from(TRICKY), min_size=1, max_size=3).map(bytes)
+
+
+@given(st.lists(pieces_of_bytes, max_size=30))
+@example([b"\xff"] * 5 + [b"\xe2", b"\x82\xac\xff", b"\xff", b"\xff"])
+def test_pieces_of_any_tokens_make_what_all_of_them_decode_to(tokens: list[bytes]) -> None:
+    pieces, _ = feed(PieceTokenizer(tokens), range(len(tokens)))
+    assert "".join(pieces) == b"".join(tokens).decode("utf-8", errors="replace")
 
 
 @given(st.lists(st.sampled_from(TRICKY), max_size=40).map(bytes))
@@ -191,7 +202,9 @@ class _Words:
 
 
 @pytest.mark.parametrize(
-    "token_ids", [[0, 1, 2], [3, 0, 1], [0, 3, 1, 2], [0, 3, 3, 3, 1], [0, 4, 1], [3, 3], []], ids=str
+    "token_ids",
+    [[0, 1, 2], [3, 0, 1], [0, 3, 1, 2], [0, 3, 3, 3, 1], [0, 4, 1], [3, 3], []],
+    ids=str,
 )
 def test_spaces_survive_tokens_that_say_nothing(token_ids: list[int]) -> None:
     pieces, _ = feed(_Words(), token_ids)

@@ -11,6 +11,7 @@ from paged_engine import events as ev
 from paged_engine.errors import PagedEngineError
 from tests.helpers.oracles import example_event
 
+
 def began(step: int) -> ev.StepBegan:
     return ev.StepBegan(0.0, step, 1)
 
