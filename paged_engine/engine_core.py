@@ -90,18 +90,19 @@ class EngineCore:
                 which can be tried again.
         """
         self.require_between_steps("step")
-        output = SchedulerOutput()
+        output: SchedulerOutput | None = None  # there is nothing to roll back yet
         is_computed = False
         try:
             self._in_step = True
             with self.undivided():
+                output = SchedulerOutput()
                 output = self._schedule()
             sampled = self._compute(output)
             with self.undivided():
                 is_computed = True
                 self._take_in(output, sampled)
         except BaseException:
-            if not is_computed:
+            if output is not None and not is_computed:
                 with self.undivided():
                     self._roll_back(output)
             raise

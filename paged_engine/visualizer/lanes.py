@@ -150,8 +150,9 @@ def read_run(log: Iterable[ev.Event]) -> Run:
             case ev.Admitted():
                 lane = current[event.request_id]
                 lane.stop_waiting(event.step - 1)
+                if not lane.admitted:
+                    lane.num_cached_tokens = event.num_cached_tokens
                 lane.admitted.append(event.step)
-                lane.num_cached_tokens = event.num_cached_tokens
             case ev.Preempted():
                 lane = current[event.request_id]
                 lane.preempted.append(event.step)

@@ -414,7 +414,8 @@ def test_defect_14_a_request_that_is_not_admitted_is_as_before() -> None:
     output = scheduler.schedule()
     if second in output.scheduled:  # it shares three blocks and takes one
         scheduler.update(output, {"first": 1, "second": 1})
-    third = Request("third", prompt(13, first=30), greedy(8), max_tokens=8)
+    long = [*prompt(13), *prompt(7, first=30)]  # it would share three blocks, and need three
+    third = Request("third", long, greedy(5), max_tokens=5)
     scheduler.add(third)
     output = scheduler.schedule()
     assert third not in output.scheduled

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from paged_engine.block_pool import BlockPool, chained_hash
 from paged_engine.config import EngineConfig
 from paged_engine.engine import ContinuousEngine
-from paged_engine.errors import InvalidRequestError, UnknownRequestError
+from paged_engine.errors import InvalidRequestError, InvariantError, UnknownRequestError
 from paged_engine.events import Event
 from paged_engine.replay import EngineState, forget_finished, replay
 from paged_engine.request import RequestOutput, SamplingParams
@@ -261,7 +261,7 @@ class EngineLife(RuleBasedStateMachine):
         self._step_with_a_listener_that(lambda: self._abort_any(data), place)
 
     @rule(data=st.data(), place=st.integers(0, 25))
-    def step_with_a_listener_that_resizes(self, data: st.DataObject, place: int) -> None:
+    def step_with_a_listener_that_tries_to_resize(self, data: st.DataObject, place: int) -> None:
         self._step_with_a_listener_that(lambda: self._resize_any(data), place)
 
     def _step_with_a_listener_that(self, acts: Callable[[], None], place: int) -> None:
@@ -281,8 +281,9 @@ class EngineLife(RuleBasedStateMachine):
             self.engine.abort(data.draw(st.sampled_from(self.open)))
 
     def _resize_any(self, data: st.DataObject) -> None:
-        self.engine.resize_pool(data.draw(st.integers(1, self.pool.num_blocks)))
-        self.scheduler.may_idle = True
+        """Refused: the step that is under way was planned with the pool as it is."""
+        with pytest.raises(InvariantError, match="inside a step"):
+            self.engine.resize_pool(data.draw(st.integers(1, self.pool.num_blocks)))
 
     # ------------------------------------------------------------------ what must hold
 
