@@ -10,7 +10,7 @@ tokens back to the scheduler.  Requests may be added and aborted between any two
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, cast
 
 from paged_engine.attention import Attend, get_backend
@@ -275,7 +275,11 @@ class ContinuousEngine:
         request; a bad prompt raises here, before the first token.
         """
         outputs = self._stream(self._intake.prepare(prompt, params, None, 0))
-        next(outputs)  # from here on, closing it aborts the request
+        try:
+            next(outputs)  # from here on, closing it aborts the request
+        except BaseException:
+            outputs.close()
+            raise
         return outputs
 
     # ------------------------------------------------------------------ the running engine
@@ -351,11 +355,8 @@ class ContinuousEngine:
                     if self.core.samples.get(sample.request.request_id) is sample:
                         self.core.abort(sample)
             self._undelivered = self._take_outputs()
-            for user in users:
-                if self._users.get(user.request_id) is user:
-                    del self._users[user.request_id]
 
-    def _stream(self, user: UserRequest) -> Iterator[RequestOutput]:
+    def _stream(self, user: UserRequest) -> Generator[RequestOutput, None, None]:
         inbox: list[RequestOutput] = []
         try:
             self._submit(user, inbox)

@@ -269,8 +269,7 @@ def _use(state: EngineState, ends: Mapping[str, int]) -> tuple[float, float]:
     for request in state.requests.values():
         computed = ends.get(request.request_id, request.num_computed_tokens)
         for i, block_id in enumerate(request.block_table):
-            here = min(max(computed - i * state.block_size, 0), state.block_size)
-            filled[block_id] = max(here, filled.get(block_id, 0))
+            filled[block_id] = min(max(computed - i * state.block_size, 0), state.block_size)
     num_slots = len(filled) * state.block_size
     return _ratio(len(filled), state.num_usable), _ratio(
         num_slots - sum(filled.values()), num_slots

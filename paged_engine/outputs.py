@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from paged_engine.detokenizer import IncrementalDetokenizer, Tokenizer
 from paged_engine.request import Completion, Request, RequestOutput, Timing, TokenLogprob
@@ -106,18 +106,22 @@ class UserRequest:
         return RequestOutput(
             request_id=self.request_id,
             prompt_token_ids=self._prompt_token_ids,
-            completions=tuple(sample.completion() for sample in self.samples),
+            completions=tuple([sample.completion() for sample in self.samples]),
             timing=Timing(
                 arrival=requests[0].arrival_time,
-                first_scheduled=_earliest(r.first_scheduled_time for r in requests),
-                first_token=_earliest(r.first_token_time for r in requests),
-                finished=max(r.finished_time or 0.0 for r in requests)
-                if self.is_finished
-                else None,
+                first_scheduled=_earliest([r.first_scheduled_time for r in requests]),
+                first_token=_earliest([r.first_token_time for r in requests]),
+                finished=_latest([r.finished_time for r in requests]),
             ),
             num_cached_tokens=requests[0].num_cached_tokens,
         )
 
 
-def _earliest(times: Iterable[float | None]) -> float | None:
-    return min((t for t in times if t is not None), default=None)
+def _earliest(times: list[float | None]) -> float | None:
+    return min([time for time in times if time is not None], default=None)
+
+
+def _latest(times: list[float | None]) -> float | None:
+    """None as long as one is missing."""
+    known = [time for time in times if time is not None]
+    return max(known) if len(known) == len(times) else None
