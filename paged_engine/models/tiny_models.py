@@ -21,6 +21,8 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _GROUPED = {"num_key_value_heads": 2}
+# Gemma scales its embeddings up: tied to the output, they alone would decide every token.
+_GEMMA = _GROUPED | {"head_dim": 32, "query_pre_attn_scalar": 32, "tie_word_embeddings": False}
 
 # Windows are short, and the soft cap low, so that getting them wrong changes tokens.
 TINY_FAMILIES: dict[str, dict[str, Any]] = {
@@ -28,18 +30,14 @@ TINY_FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _GROUPED,
     "qwen3": _GROUPED | {"head_dim": 32},
     "mistral": _GROUPED | {"sliding_window": 12},
-    "gemma2": _GROUPED
+    "gemma2": _GEMMA
     | {
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
         "sliding_window": 12,
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 5.0,
     },
-    "gemma3_text": _GROUPED
+    "gemma3_text": _GEMMA
     | {
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
         "sliding_window": 12,
         "layer_types": ["sliding_attention", "full_attention"],
     },

@@ -32,7 +32,7 @@ class BlockPanel:
         self._grid_height = rows * self._cell
         self._labelled = self._cell >= _FEWEST_LABELLED
         self._legend_height = legend(0, 0, width, self._entries())[1]
-        self.height = 38 + self._grid_height + self._legend_height + 8
+        self.height = 38 + self._grid_height + self._legend_height
         self.text = f"{self._heading}: {self._counts()}. {self._holders()}"
 
     def draw(self, x: float, y: float) -> Parts:
@@ -90,7 +90,7 @@ class BlockPanel:
     def _label(self, x: float, y: float, holders: list[int], fill: float) -> str:
         """The number of the request, or how many share the block."""
         if len(holders) > 1:
-            return text(x, y, f"×{len(holders)}", "tiny mid halo")
+            return text(x, y, f"×{len(holders)}", "mid head halo")
         ink = f"t{holders[0] % NUM_COLOURS}" if fill > 0.7 and holders[0] < NUM_COLOURS else "halo"
         return text(x, y, str(holders[0]), f"tiny mid {ink}")
 
@@ -141,7 +141,7 @@ class BlockPanel:
             number = self._numbers[request.request_id]
             ink = f"t{number % NUM_COLOURS}" if number < NUM_COLOURS else "halo"
             chip = filled(mark, number) + text(-0.5, 3, str(number), f"tiny mid {ink}")
-            held = f"{clipped(request.request_id, 14)}, {len(request.block_table)}"
+            held = f"{clipped(request.request_id, 14)}: {len(request.block_table)}"
             entries.append((chip, held))
         if len(holding) > _MOST_NAMED:
             entries.append(("", f"and {len(holding) - _MOST_NAMED} more requests"))

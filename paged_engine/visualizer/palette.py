@@ -56,7 +56,7 @@ def style() -> str:
         ".pe .big{font-size:14px;font-weight:600}.pe .head{font-weight:600}",
         ".pe .soft{fill:var(--soft)}.pe .tiny{font-size:9px}.pe .end{text-anchor:end}",
         ".pe .mid{text-anchor:middle}",
-        ".pe .halo{paint-order:stroke;stroke:var(--bg);stroke-width:3px}",
+        ".pe .halo{paint-order:stroke;stroke:var(--bg);stroke-width:3px;stroke-linejoin:round}",
         ".pe .free{fill:var(--free)}.pe .wait{stroke:var(--hatch);fill:none}",
         ".pe .alarm{stroke:var(--alarm);fill:none;stroke-width:2}",
         ".pe .now{stroke:var(--fg);stroke-dasharray:3 2;fill:none}",

@@ -96,7 +96,8 @@ def test_defect_01_tokens_are_planned_after_the_prefix_hit() -> None:
     assert any(event.num_cached_tokens >= 2 * BLOCK for event in resumed)
     for admitted in resumed:
         scheduled: Any = next(
-            e for e in engine.log.of_kind("scheduled")
+            e
+            for e in engine.log.of_kind("scheduled")
             if (e.step, e.request_id) == (admitted.step, admitted.request_id)
         )
         assert scheduled.start == admitted.num_cached_tokens
@@ -324,8 +325,11 @@ def test_defect_11_preempting_several_in_one_step_skips_and_repeats_nobody() -> 
         # the last in line go first
         stayed = [r for r in running_before if r not in lost]
         assert running_before == stayed + [r for r in running_before if r in lost]
-        done = {r.request_id: 1 for r, n in output.scheduled.items()
-                if r.num_computed_tokens + n == r.num_tokens}
+        done = {
+            r.request_id: 1
+            for r, n in output.scheduled.items()
+            if r.num_computed_tokens + n == r.num_tokens
+        }
         scheduler.update(output, done)
         scheduler.check_invariants()
     assert all(request.status is RequestStatus.FINISHED_LENGTH for request in requests)

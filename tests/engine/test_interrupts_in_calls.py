@@ -143,7 +143,7 @@ def test_an_interrupt_at_many_more_moments_ends_only_the_call(
     call: Callable[[ContinuousEngine], None],
 ) -> None:
     total = _serve(call, None).seen
-    for at in range(3, total + 1, 17):
+    for at in range(3, total + 1, 41):
         _serve(call, at)
 
 

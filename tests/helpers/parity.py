@@ -424,6 +424,4 @@ def coverable_pairs() -> frozenset[tuple[tuple[str, Any], tuple[str, Any]]]:
 def _in_order(name: str, other: str) -> Iterable[tuple[tuple[str, Any], tuple[str, Any]]]:
     order = list(LEVELS)
     first, second = sorted((name, other), key=order.index)
-    return {
-        ((first, a), (second, b)) for a, b in itertools.product(LEVELS[first], LEVELS[second])
-    }
+    return {((first, a), (second, b)) for a, b in itertools.product(LEVELS[first], LEVELS[second])}

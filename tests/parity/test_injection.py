@@ -36,9 +36,7 @@ def num_steps(family: str) -> int:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_request_that_joins_at_any_step_changes_nobodys_tokens(
-    family: str, tally: Tally
-) -> None:
+def test_a_request_that_joins_at_any_step_changes_nobodys_tokens(family: str, tally: Tally) -> None:
     for step in range(num_steps(family)):
         observed = engine_for(family)
         asked = begin(observed)

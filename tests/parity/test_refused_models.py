@@ -145,9 +145,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "has an encoder",
     ),
     "bert, which looks both ways": (
-        lambda: make(
-            "bert", **{k: v for k, v in USUAL.items() if k != "num_key_value_heads"}
-        ),
+        lambda: make("bert", **{k: v for k, v in USUAL.items() if k != "num_key_value_heads"}),
         "other logits packed and paged than alone",
     ),
     "a base model without a head": (
