@@ -4,6 +4,7 @@ Nothing here imports torch unless a test that was chosen needs a card: many test
 """
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,11 @@ from hypothesis import settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A job that a shell started in the background ignores Ctrl-C, and so would every program that the
+# tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a shared machine is slow at times, and that is no bug. Derandomized: what passed here
 # passes there. To look for new failures: pytest --hypothesis-profile=explore

@@ -77,7 +77,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=[] if way == "all at once" else pytest.mark.slow) for way in WAYS],
+)
 def test_eight_prompts_get_the_tokens_and_logits_of_generate(
     loaded: tuple[Truth, Any], way: str, tally: Tally, tolerance: float
 ) -> None:
@@ -89,6 +92,7 @@ def test_eight_prompts_get_the_tokens_and_logits_of_generate(
     assert (observed.count("preempted") > 0) == ("preemption" in way)
 
 
+@pytest.mark.slow
 def test_prompts_that_join_one_by_one_get_them_too(
     loaded: tuple[Truth, Any], tally: Tally, tolerance: float
 ) -> None:
@@ -106,6 +110,7 @@ def test_prompts_that_join_one_by_one_get_them_too(
     assert_parity(observed, loaded[0], asked, tally, tolerance)
 
 
+@pytest.mark.slow
 def test_chat_messages_go_through_the_template_and_share_its_beginning(
     loaded: tuple[Truth, Any], tally: Tally, tolerance: float
 ) -> None:
@@ -151,6 +156,7 @@ def test_text_of_several_bytes_a_character_streams_whole(
     assert len(pieces) == 40
 
 
+@pytest.mark.slow
 def test_any_tokens_at_all_stream_to_their_text(loaded: tuple[Truth, Any]) -> None:
     """Sampled hot, the tokens are pieces of characters in no order."""
     _, tokenizer = loaded

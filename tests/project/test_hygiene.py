@@ -31,10 +31,10 @@ ROOMS = [
         "intake",
         "engine",
     ],
-    *["metrics", "visualizer", "benchmark", "simulator", "serving", "lessons", "cli"],
+    *["metrics", "visualizer", "benchmark", "simulator", "serving", "lessons", "environment"],
 ]
-# The package's front door and `python -m paged_engine` stand above all rooms.
-FRONT = ["__init__", "__main__"]
+# The package's front door, its command and `python -m paged_engine` stand above all rooms.
+FRONT = ["__init__", "__main__", "cli"]
 # These work where torch is not installed ...
 TORCH_FREE = [
     *["errors", "interrupts", "config", "request", "events", "replay", "block_pool"],
@@ -45,7 +45,7 @@ TORCH_FREE = [
 PURE = [room for room in TORCH_FREE if room not in ("visualizer", "simulator")]
 TORCH_LIKE = {"torch", "transformers", "safetensors", "triton", "accelerate"}
 THIRD_PARTY = TORCH_LIKE | {"numpy", "gguf", "filelock", "tqdm", "anywidget", "ipywidgets"}
-METRICS_MAY_READ = {"events", "request", "errors"}
+METRICS_MAY_READ = {"events", "replay", "request", "errors"}
 
 MEGABYTE = 1_000_000
 SOURCE = {".py", ".js", ".css", ".cpp", ".cu", ".h"}

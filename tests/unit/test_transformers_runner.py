@@ -160,25 +160,31 @@ def test_the_models_attention_is_back_even_if_attention_raises() -> None:
 
 
 def test_two_models_may_be_run_in_two_threads() -> None:
-    runners = [TransformersRunner(tiny("llama", seed), reference_attention) for seed in (0, 1)]
-    counts, used = scheduled(prompt_of(6, 3), prompt_of(9, 4))
-    alone = [r.forward(pack(counts, 4, "cpu"), cache_for(r, used)) for r in runners]
-    wrong: list[str] = []
+    """Each is in the midst of its forward pass when the other begins a layer."""
+    both = threading.Barrier(2, timeout=60)
 
-    def work(runner: TransformersRunner, right: torch.Tensor) -> None:
-        for _ in range(20):
-            logits = runner.forward(pack(counts, 4, "cpu"), cache_for(runner, used))
-            if not torch.equal(logits, right):
-                wrong.append("differs")
+    def attend(*args: Any, **options: Any) -> torch.Tensor:
+        both.wait()
+        return reference_attention(*args, **options)
 
-    threads = [
-        threading.Thread(target=work, args=pair) for pair in zip(runners, alone, strict=True)
-    ]
+    models = [tiny("llama", seed) for seed in (0, 1)]
+    counts, _ = scheduled(prompt_of(6, 3), prompt_of(9, 4))
+    right = [runner_logits(TransformersRunner(m, reference_attention), counts) for m in models]
+    got: dict[int, torch.Tensor] = {}
+
+    def work(number: int) -> None:
+        got[number] = runner_logits(TransformersRunner(models[number], attend), counts)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert torch.equal(got[0], right[0]) and torch.equal(got[1], right[1])
+
+
+def runner_logits(runner: TransformersRunner, counts: dict[Request, int]) -> torch.Tensor:
+    return runner.forward(pack(counts, 4, "cpu"), cache_for(runner, 8))
 
 
 # ------------------------------------------------------------------ the probe
