@@ -47,6 +47,20 @@ def continuous(engine: ContinuousEngine, jobs: Sequence[Job]) -> Tokens:
     return [o.token_ids for o in engine.generate(prompts, [job.params for job in jobs])]
 
 
+@torch.inference_mode()
+def margin_where_they_part(
+    model: PreTrainedModel, job: Job, ours: Sequence[int], theirs: Sequence[int]
+) -> float:
+    """How far apart the model's two best candidates are where two outputs first differ.
+
+    Below 1e-4 fp32 rounding decides, and either token is right.
+    """
+    place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+    known = torch.tensor([[*job.prompt_token_ids, *theirs[:place]]], device=model.device)
+    best = model(known, use_cache=False).logits[0, -1].float().topk(2).values
+    return float(best[0] - best[1])
+
+
 def _timed(run: Callable[[], Tokens]) -> tuple[float, Tokens]:
     began = time.perf_counter()
     outputs = run()
@@ -91,6 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"round {number}: naive {rates['naive'][-1]:.1f} tok/s, paged_engine "
             f"{rates['paged_engine'][-1]:.1f} tok/s, {same} of {len(jobs)} outputs identical"
         )
+        for number_of_job, (job, ours, theirs) in enumerate(
+            zip(jobs, outputs, expected, strict=True)
+        ):
+            if ours != theirs:
+                margin = margin_where_they_part(model, job, ours, theirs)
+                print(f"  request {number_of_job} parts where the top-2 margin is {margin:.2g}")
     before, after = (statistics.median(rates[name]) for name in ("naive", "paged_engine"))
     print(f"median: naive {before:.1f}, paged_engine {after:.1f} tok/s, ratio {after / before:.2f}")
 
