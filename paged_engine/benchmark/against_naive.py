@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -26,18 +27,26 @@ Tokens = list[tuple[int, ...]]
 
 
 def naive(model: PreTrainedModel, jobs: Sequence[Job]) -> Tokens:
-    """transformers' own `generate`, prompt by prompt."""
+    """transformers' own `generate`, prompt by prompt, to the full length.
+
+    The end-of-sequence token is taken from it meanwhile: `min_new_tokens` would forbid that
+    token, where the engine's `ignore_eos` only goes on after it.
+    """
     outputs = []
-    for job in jobs:
-        prompt = torch.tensor([job.prompt_token_ids], device=model.device)
-        sequences = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=job.num_output_tokens,
-            min_new_tokens=job.num_output_tokens,
-            do_sample=False,
-        )
-        outputs.append(tuple(sequences[0, prompt.shape[1] :].tolist()))
+    settings: Any = model.generation_config
+    eos_token_id, settings.eos_token_id = settings.eos_token_id, None
+    try:
+        for job in jobs:
+            prompt = torch.tensor([job.prompt_token_ids], device=model.device)
+            sequences = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=job.num_output_tokens,
+                do_sample=False,
+            )
+            outputs.append(tuple(sequences[0, prompt.shape[1] :].tolist()))
+    finally:
+        settings.eos_token_id = eos_token_id
     return outputs
 
 
