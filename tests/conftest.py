@@ -39,3 +39,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in for_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA card, and there is none here"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many of the planted faults were noticed.
+
+    It stands here because pytest-xdist's controller reads no conftest further in; the reports come
+    from its workers.
+    """
+    found: dict[str, int] = {"planted": 0, "killed": 0, "equivalent": 0}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                for name, value in report.user_properties:
+                    if name.startswith("mutations "):
+                        found[name.removeprefix("mutations ")] += value
+    if found["planted"]:
+        terminalreporter.section("mutations")
+        terminalreporter.line(
+            f"mutations killed {found['killed']} of {found['planted']}, "
+            f"{found['equivalent']} equivalent"
+        )
