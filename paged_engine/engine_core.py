@@ -276,21 +276,20 @@ class EngineCore:
             if choice is not None:
                 if request.first_token_time is None:
                     request.first_token_time = now
-                self._take_token(sample_, choice)
+                self._take_token(sample_, choice, now)
             elif self.recorder is not None and not request.is_finished:
-                self.recorder.computed(request)
+                self.recorder.computed(request, now)
             if request.is_finished and request.request_id in self.samples:
                 self._end(sample_)
         if self.recorder is not None:
             self.recorder.step_ended(output.num_scheduled_tokens)
 
-    def _take_token(self, sample_: Sample, choice: Sampled) -> None:
+    def _take_token(self, sample_: Sample, choice: Sampled, now: float) -> None:
         request = sample_.request
         self.advanced[sample_] = None
         text = sample_.push(choice.token_id, choice.logprob)
         if self.recorder is not None:
-            self.recorder.computed(request)
-            self.recorder.token(request, choice.token_id, text)
+            self.recorder.token(request, choice.token_id, text, now)
         if sample_.failure is not None and not request.is_finished:
             request.stop_reason = sample_.failure
             self._finish(request, RequestStatus.FINISHED_ERROR)

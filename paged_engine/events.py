@@ -165,7 +165,10 @@ class Requeued(Event):
 
 @dataclass(frozen=True, slots=True)
 class Computed(Event):
-    """The keys and values of the request's first `num_computed_tokens` are in the cache."""
+    """A chunk of the prompt is in the cache, `num_computed_tokens` tokens in all.
+
+    Said where no token came of it; a `Token` says the same of all before it.
+    """
 
     kind: ClassVar[str] = "computed"
     request_id: str
@@ -174,7 +177,10 @@ class Computed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Token(Event):
-    """The request got a token; `text` is what became readable with it."""
+    """The request got a token, so all its tokens before that one are in the cache.
+
+    `text` is what became readable with it.
+    """
 
     kind: ClassVar[str] = "token"
     request_id: str

@@ -95,26 +95,36 @@ class UserRequest:
         self.inbox: list[RequestOutput] | None = None
         self.samples = [Sample(self, request, tokenizer) for request in requests]
         self._prompt_token_ids = tuple(requests[0].prompt_token_ids)
+        self._timing: Timing | None = None  # while it cannot change
 
     @property
     def is_finished(self) -> bool:
-        return all(sample.request.is_finished for sample in self.samples)
+        return all([sample.request.is_finished for sample in self.samples])
 
     def output(self) -> RequestOutput:
         """What it has yielded so far."""
-        requests = [sample.request for sample in self.samples]
+        timing = self._timing
+        if timing is None or self.is_finished:
+            timing = self._take_timing()
         return RequestOutput(
             request_id=self.request_id,
             prompt_token_ids=self._prompt_token_ids,
             completions=tuple([sample.completion() for sample in self.samples]),
-            timing=Timing(
-                arrival=requests[0].arrival_time,
-                first_scheduled=_earliest([r.first_scheduled_time for r in requests]),
-                first_token=_earliest([r.first_token_time for r in requests]),
-                finished=_latest([r.finished_time for r in requests]),
-            ),
-            num_cached_tokens=requests[0].num_cached_tokens,
+            timing=timing,
+            num_cached_tokens=self.samples[0].request.num_cached_tokens,
         )
+
+    def _take_timing(self) -> Timing:
+        """Kept from the first token to the end: most outputs of a request lie between."""
+        requests = [sample.request for sample in self.samples]
+        timing = Timing(
+            arrival=requests[0].arrival_time,
+            first_scheduled=_earliest([r.first_scheduled_time for r in requests]),
+            first_token=_earliest([r.first_token_time for r in requests]),
+            finished=_latest([r.finished_time for r in requests]),
+        )
+        self._timing = timing if timing.first_token is not None else None
+        return timing
 
 
 def _earliest(times: list[float | None]) -> float | None:

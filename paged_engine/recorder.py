@@ -107,13 +107,13 @@ class Recorder:
         self._pool_changes(now)
         self.log.append(ev.StepEnded(now, self.step, 0, failed=True))
 
-    def computed(self, request: Request) -> None:
+    def computed(self, request: Request, now: float) -> None:
         self.log.append(
-            ev.Computed(self._clock(), self.step, request.request_id, request.num_computed_tokens)
+            ev.Computed(now, self.step, request.request_id, request.num_computed_tokens)
         )
 
-    def token(self, request: Request, token_id: int, text: str) -> None:
-        self.log.append(ev.Token(self._clock(), self.step, request.request_id, token_id, text))
+    def token(self, request: Request, token_id: int, text: str, now: float) -> None:
+        self.log.append(ev.Token(now, self.step, request.request_id, token_id, text))
 
     def ended(self, request: Request, text: str = "") -> None:
         """The request has a final status and has given up its blocks."""

@@ -26,6 +26,10 @@ class RequestState:
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
 
 @dataclass(slots=True)
 class BlockState:
@@ -104,7 +108,9 @@ def reduce(state: EngineState, event: ev.Event) -> EngineState:
         case ev.Computed():
             _find(state, event.request_id).num_computed_tokens = event.num_computed_tokens
         case ev.Token():
-            _find(state, event.request_id).output_token_ids.append(event.token_id)
+            request = _find(state, event.request_id)
+            request.num_computed_tokens = request.num_tokens
+            request.output_token_ids.append(event.token_id)
         case ev.Finished():
             _find(state, event.request_id).status = event.reason
         case ev.Aborted():

@@ -202,7 +202,7 @@ class Request:
 
     @property
     def is_finished(self) -> bool:
-        return self.status.is_finished
+        return self.status not in _UNFINISHED
 
     def set_status(self, status: RequestStatus) -> None:
         """Move to `status`.

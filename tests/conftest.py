@@ -9,6 +9,8 @@ import signal
 import pytest
 from hypothesis import settings
 
+from tests.helpers.summaries import mutation_lines, parity_lines
+
 # Read by torch when it is first imported, hence set here. pytest-xdist's workers share the cores: a
 # pool of threads in each of them would only make them wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -42,21 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many of the planted faults were noticed.
-
-    It stands here because pytest-xdist's controller reads no conftest further in; the reports come
-    from its workers.
-    """
-    found: dict[str, int] = {"planted": 0, "killed": 0, "equivalent": 0}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if getattr(report, "when", None) == "call":
-                for name, value in report.user_properties:
-                    if name.startswith("mutations "):
-                        found[name.removeprefix("mutations ")] += value
-    if found["planted"]:
-        terminalreporter.section("mutations")
-        terminalreporter.line(
-            f"mutations killed {found['killed']} of {found['planted']}, "
-            f"{found['equivalent']} equivalent"
-        )
+    """It stands here because pytest-xdist's controller reads no conftest further in."""
+    if lines := mutation_lines(terminalreporter) + parity_lines(terminalreporter):
+        terminalreporter.section("in short")
+        for line in lines:
+            terminalreporter.line(line)

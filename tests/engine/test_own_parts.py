@@ -47,7 +47,6 @@ def test_tokens_are_the_same_and_the_log_is_full(name: str) -> None:
         "admitted",
         "allocated",
         "scheduled",
-        "computed",
         "token",
         "freed",
         "finished",

@@ -1,9 +1,8 @@
-"""Counts what was compared in all parity tests and prints it, near ties above all."""
+"""Counts what is compared in all parity tests; `tests.helpers.summaries` prints it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -20,19 +19,3 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     properties.append(("parity_tokens", tally.num_tokens))
     properties.append(("parity_error", [name, tally.max_error]))
     properties.extend(("parity_near_tie", f"{name}: {tie}") for tie in tally.near_ties)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reports = [r for rs in terminalreporter.stats.values() for r in rs if hasattr(r, "when")]
-    found = [p for r in reports if r.when == "teardown" for p in r.user_properties]
-    tokens = sum(value for key, value in found if key == "parity_tokens")
-    if not tokens:
-        return
-    ties = [value for key, value in found if key == "parity_near_tie"]
-    name, error = max((v for key, v in found if key == "parity_error"), key=lambda v: v[1])
-    terminalreporter.write_line(
-        f"parity: {tokens} tokens held against transformers, {len(ties)} let pass as near ties; "
-        f"largest logit error {error:.2g} ({name})"
-    )
-    for tie in ties:
-        terminalreporter.write_line(f"  near tie: {tie}")

@@ -164,13 +164,11 @@ PREEMPTED: list[ev.Event] = [
     ev.Admitted(2.0, 1, "a", 0),
     ev.Allocated(2.0, 1, "a", (0,)),
     ev.Scheduled(2.0, 1, "a", 0, 4),
-    ev.Computed(3.0, 1, "a", 4),
     ev.Token(3.0, 1, "a", 9),
     ev.StepEnded(3.0, 1, 4),
     ev.StepBegan(4.0, 2, 64),
     ev.Allocated(4.0, 2, "a", (1,)),
     ev.Scheduled(4.0, 2, "a", 4, 1),
-    ev.Computed(5.0, 2, "a", 5),
     ev.Token(5.5, 2, "a", 8),
     ev.StepEnded(5.5, 2, 1),
     ev.StepBegan(6.0, 3, 64),
@@ -181,7 +179,6 @@ PREEMPTED: list[ev.Event] = [
     ev.Admitted(7.0, 4, "a", 0),
     ev.Allocated(7.0, 4, "a", (2, 3)),
     ev.Scheduled(7.0, 4, "a", 0, 6),
-    ev.Computed(9.0, 4, "a", 6),
     ev.Token(9.0, 4, "a", 7),
     ev.Freed(9.0, 4, "a", (2, 3)),
     ev.Finished(9.0, 4, "a", "stop"),
@@ -205,7 +202,7 @@ def test_preemption_is_waste_and_its_second_admission_is_no_queue_time() -> None
 
 
 def test_a_run_that_is_not_over_says_what_is_known() -> None:
-    run = run_metrics(PREEMPTED[:13])
+    run = run_metrics(PREEMPTED[:11])
     (a,) = run.requests
     assert (a.finish_reason, a.e2e, a.ttft, a.tpot) == (None, None, 2.0, None)
     run = run_metrics(PREEMPTED[:2])

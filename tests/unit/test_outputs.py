@@ -58,10 +58,11 @@ def test_it_is_finished_when_all_samples_are() -> None:
 def test_times_of_samples_are_those_of_the_first_to_get_there() -> None:
     user = user_request(n=2)
     assert user.output().timing.first_token is None
-    user.samples[1].request.first_scheduled_time = 3.0
+    user.samples[1].request.first_scheduled_time = 2.0
+    assert user.output().timing.first_scheduled == 2.0
+    user.samples[0].request.first_scheduled_time = 3.0
     user.samples[1].request.first_token_time = 4.0
-    assert user.output().timing.first_scheduled == 3.0
-    user.samples[0].request.first_scheduled_time = 2.0
+    assert user.output().timing.first_token == 4.0
     user.samples[0].request.first_token_time = 5.0
     timing = user.output().timing
     assert (timing.first_scheduled, timing.first_token, timing.finished) == (2.0, 4.0, None)

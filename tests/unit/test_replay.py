@@ -72,6 +72,7 @@ def test_the_finished_are_kept_until_they_are_forgotten() -> None:
         ev.Token(0.0, 1, "a", 5), ev.Finished(0.0, 1, "a", "length"), ev.Aborted(0.0, 1, "b")
     )
     assert state.requests["a"].output_token_ids == [5]
+    assert state.requests["a"].num_computed_tokens == state.requests["a"].num_tokens - 1
     assert [r.status for r in state.requests.values()] == ["length", "abort"]
     assert forget_finished(state).requests == {}
 
