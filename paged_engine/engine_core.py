@@ -18,6 +18,7 @@ from paged_engine.errors import InvalidConfigError, InvariantError
 from paged_engine.interrupts import deferred_interrupt
 from paged_engine.kv_cache import PagedKVCache, num_blocks_for
 from paged_engine.models import ModelRunner, TransformersRunner
+from paged_engine.models.probe import probe
 from paged_engine.outputs import Sample
 from paged_engine.protocols import BlockPoolProtocol, SchedulerOutput, SchedulerProtocol
 from paged_engine.recorder import Recorder
@@ -331,7 +332,7 @@ def as_runner(model: Any, attend: Attend, config: EngineConfig) -> ModelRunner:
         return model
     runner = TransformersRunner(model, attend)
     if config.probe:
-        runner.probe(config.block_size)
+        probe(runner, config.block_size)
     return runner
 
 

@@ -22,10 +22,16 @@ class KVCacheShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    value_dim: int | None = None  # of the values, where theirs is not that of the keys
+
+    @property
+    def head_dims(self) -> tuple[int, int]:
+        """Numbers a head of keys, and of values."""
+        return self.head_dim, self.head_dim if self.value_dim is None else self.value_dim
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes that the keys and values of one token take, over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+        return self.num_layers * self.num_kv_heads * sum(self.head_dims) * dtype.itemsize
 
 
 class PagedKVCache:
@@ -49,10 +55,11 @@ class PagedKVCache:
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
+        size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size)
         # Zeros, not whatever memory holds: a masked NaN still spoils a weighted sum.
-        self.k = torch.zeros(size, dtype=dtype, device=device)
-        self.v = torch.zeros(size, dtype=dtype, device=device)
+        self.k, self.v = (
+            torch.zeros((*size, dim), dtype=dtype, device=device) for dim in shape.head_dims
+        )
 
     @property
     def num_bytes(self) -> int:

@@ -27,7 +27,7 @@ class Attend(Protocol):
         rope: Reserved for backends that apply the rotation themselves.
 
     Returns:
-        `[T, num_heads, head_dim]`.
+        `[T, num_heads, head_dim]`, the head_dim of v where that is another.
     """
 
     def __call__(
@@ -80,13 +80,13 @@ def weighted_values(
 
     Args:
         q: `[..., Q, D]`.
-        k, v: `[..., K, D]`.
+        k, v: `[..., K, D]`, and `[..., K, E]`.
         mask: Boolean, broadcastable to `[..., Q, K]`.
         scale, soft_cap: See :class:`Attend`.
         sinks: Broadcastable to `[..., Q, 1]`.
 
     Returns:
-        `[..., Q, D]`.
+        `[..., Q, E]`.
     """
     scores = (q @ k.transpose(-1, -2)).float() * scale
     if soft_cap is not None:

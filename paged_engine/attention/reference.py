@@ -24,7 +24,7 @@ def reference_attention(
     rope: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """See :class:`paged_engine.attention.Attend`; slow, and the measure of the others."""
-    out = torch.empty_like(q)
+    out = q.new_empty(*q.shape[:2], cache.v.shape[-1])
     for s, context_len in enumerate(batch.context_lens):
         tokens = slice(batch.query_starts[s], batch.query_starts[s + 1])
         keys, values = cache.gather(layer, batch.block_tables[s], context_len)

@@ -85,7 +85,7 @@ class SdpaAttention:
             batch.memo["sdpa"] = _groups(batch, cache.k.shape[2], cache.block_size)
         groups: list[_Group] = batch.memo["sdpa"]
         how = _Options(scale, window, soft_cap, sinks)
-        out = torch.empty_like(q)
+        out = q.new_empty(*q.shape[:2], cache.v.shape[-1])
         for group in groups:
             out[group.tokens] = self._attend(q[group.tokens], group, layer, cache, how)
         return out
@@ -93,12 +93,14 @@ class SdpaAttention:
     def _attend(
         self, q: torch.Tensor, group: _Group, layer: int, cache: PagedKVCache, how: _Options
     ) -> torch.Tensor:
-        """`[G, Q, num_heads, head_dim]`, like q."""
+        """`[G, Q, num_heads, value_dim]`, of q `[G, Q, num_heads, head_dim]`."""
         size, num_queries, num_heads, head_dim = q.shape
         num_kv_heads = cache.k.shape[2]
         heads_per_kv = num_heads // num_kv_heads
         k, v = (
-            self._gather(name, tensor[layer], group.rows).view(size, num_kv_heads, -1, head_dim)
+            self._gather(name, tensor[layer], group.rows).view(
+                size, num_kv_heads, -1, tensor.shape[-1]
+            )
             for name, tensor in (("k", cache.k), ("v", cache.v))
         )
         mask = group.mask(how.window)
@@ -115,7 +117,7 @@ class SdpaAttention:
             out = weighted_values(
                 stacked, k, v, mask, scale=how.scale, soft_cap=how.soft_cap, sinks=sinks
             )
-        return out.view(size, num_heads, num_queries, head_dim).transpose(1, 2)
+        return out.view(size, num_heads, num_queries, -1).transpose(1, 2)
 
     def _gather(self, name: str, blocks: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """`[len(rows), block_size * head_dim]`, valid until the next call with this name."""

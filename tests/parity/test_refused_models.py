@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,10 @@ from transformers import (
 
 from paged_engine import ContinuousEngine, EngineConfig, SamplingParams
 from paged_engine.attention import SdpaAttention, reference_attention
-from paged_engine.errors import UnsupportedModelError
+from paged_engine.errors import InvalidRequestError, UnsupportedModelError
 from paged_engine.models import tiny
 from tests.helpers.parity import Observed, Tally, Truth, assert_parity, prompt_of, tiny_truth
+from tests.models.families import tiny_of
 
 CONFIG = EngineConfig(block_size=8, num_blocks=32)
 USUAL = {
@@ -90,7 +92,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             max_position_embeddings=256,
             **SPECIAL,
         ),
-        "does not go through transformers' registry",
+        "never called the attention function",
     ),
     "gpt_neo, which ignores the registry": (
         lambda: make(
@@ -104,32 +106,27 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             max_position_embeddings=256,
             **SPECIAL,
         ),
-        "does not go through transformers' registry",
+        "never called the attention function",
     ),
-    "falcon, which needs a mask": (
+    "falcon, which ignores the registry": (
         lambda: make("falcon", **USUAL),
-        "FalconForCausalLM cannot be run",
+        "never called the attention function",
     ),
-    "deepseek with latent attention": (
-        lambda: make(
-            "deepseek_v3",
-            **USUAL,
-            q_lora_rank=None,
-            kv_lora_rank=32,
-            qk_rope_head_dim=16,
-            qk_nope_head_dim=16,
-            v_head_dim=16,
-            n_routed_experts=4,
-            num_experts_per_tok=2,
-            n_group=1,
-            topk_group=1,
-            first_k_dense_replace=2,
-        ),
-        "DeepseekV3ForCausalLM cannot be run",
+    "deepseek with an indexer, which chooses among the keys of long texts only": (
+        lambda: tiny_of("deepseek_v32"),
+        "uses indexer, indices, which this engine does not know",
     ),
     "jamba, half of it without attention": (
         lambda: make("jamba", **USUAL, attn_layer_period=2, attn_layer_offset=1, num_experts=2),
-        "layers",
+        r"for layers \[1\]; expected each of its 2 layers once",
+    ),
+    "gemma4, with layers of two sizes": (
+        lambda: tiny_of("gemma4_text"),
+        r"differ in size \(2 heads of 16 and 16, 2 heads of 512 and 512\)",
+    ),
+    "moshi, whose cache forgets what its mask lets it see": (
+        lambda: tiny_of("moshi"),
+        "a token sees all before it but transformers' cache keeps the last 12 tokens",
     ),
     "t5": (
         lambda: make(
@@ -146,14 +143,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "bert, which looks both ways": (
         lambda: make("bert", **{k: v for k, v in USUAL.items() if k != "num_key_value_heads"}),
+        "masks attention neither causally nor by a sliding window or chunks",
+    ),
+    "roberta, whose positions begin at 2": (
+        lambda: tiny_of("roberta"),
         "other logits packed and paged than alone",
     ),
     "a base model without a head": (
         lambda: make("llama", AutoModel, **USUAL),
         "no language-model head",
     ),
-    "dynamic rope": (lambda: make("llama", **USUAL, **rope("dynamic")), "rope of type dynamic"),
-    "longrope": (lambda: make("llama", **USUAL, **LONGROPE), "rope of type longrope"),
     "no model at all": (lambda: "gpt2", "the model is a str"),
     "a module that is no model": (lambda: torch.nn.Linear(2, 2), "the model is a Linear"),
 }
@@ -168,6 +167,8 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_reason(name: str) -> 
 
 
 ALSO_SERVED: dict[str, Callable[[], PreTrainedModel]] = {
+    "dynamic rope": lambda: make("llama", **USUAL, **rope("dynamic")),
+    "longrope": lambda: make("llama", **USUAL, **LONGROPE),
     "linear rope": lambda: make("llama", **USUAL, **rope("linear")),
     "llama3 rope": lambda: make(
         "llama",
@@ -192,6 +193,10 @@ ALSO_SERVED: dict[str, Callable[[], PreTrainedModel]] = {
         sliding_window=6,
         layer_types=["full_attention", "sliding_attention"],
     ),
+    "deepseek with latent attention, its values narrower than its keys": lambda: tiny_of(
+        "deepseek_v3"
+    ),
+    "gemma3n, whose upper layers use the keys of lower ones": lambda: tiny_of("gemma3n_text"),
     "gemma2 without a soft cap": lambda: tiny("gemma2", attn_logit_softcapping=None),
 }
 
@@ -224,6 +229,50 @@ def serve(model: PreTrainedModel, attention: str, tally: Tally) -> None:
     params = SamplingParams(max_tokens=8)
     prompts = [prompt_of(length, 8) for length in (13, 27, 5)]
     asked = {observed.engine.add_request(prompt, params): params for prompt in prompts}
+    observed.run()
+    assert_parity(observed, Truth(model), asked, tally)
+
+
+@pytest.mark.parametrize(
+    ("make_model", "most"),
+    [
+        (lambda: make("llama", **USUAL, **LONGROPE), 64),
+        (lambda: make("llama", **USUAL, **rope("dynamic")), 512),
+        (lambda: tiny_of("llama4_text", attention_chunk_size=24), 24),
+    ],
+    ids=["longrope", "dynamic rope", "chunks"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_depends_on_the_length_is_served_up_to_the_length_at_which_it_begins(
+    make_model: Callable[[], PreTrainedModel], most: int, tally: Tally
+) -> None:
+    """And there to the last position, although the model was used for longer ones before."""
+    model = make_model()
+    engine = ContinuousEngine(model, config=CONFIG)
+    assert engine.config.max_model_len == most
+    with pytest.raises(InvalidRequestError, match="shorten the prompt"):
+        engine.add_request(prompt_of(most, 1), SamplingParams(max_tokens=4))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([prompt_of(most + 9, 2)]))
+    observed = Observed(engine)
+    params = SamplingParams(max_tokens=4)
+    length = min(most, 8 * 32) - 4
+    asked = {engine.add_request(prompt_of(n, 8), params): params for n in (length, length - 7)}
+    observed.run()
+    assert_parity(observed, Truth(model), asked, tally)
+
+
+def test_a_window_that_only_the_mask_knows_is_kept_however_wide(tally: Tally) -> None:
+    """The model forgets to tell attention; what transformers' own mask does counts."""
+    model = tiny("mistral", sliding_window=40)
+    for layer in model.model.layers:
+        layer.self_attn.config = copy.copy(model.config)
+        layer.self_attn.config.sliding_window = None
+    engine = ContinuousEngine(model, config=CONFIG)
+    assert engine.core.runner.windows == [40, 40]  # type: ignore[attr-defined]
+    observed = Observed(engine)
+    params = SamplingParams(max_tokens=6)
+    asked = {engine.add_request(prompt_of(n, 8), params): params for n in (70, 38)}
     observed.run()
     assert_parity(observed, Truth(model), asked, tally)
 

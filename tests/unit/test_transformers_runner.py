@@ -14,7 +14,8 @@ from paged_engine.batch import pack
 from paged_engine.errors import UnsupportedModelError
 from paged_engine.kv_cache import KVCacheShape, PagedKVCache
 from paged_engine.models import TINY_FAMILIES, ModelRunner, TransformersRunner, tiny
-from paged_engine.models.transformers_runner import ATTENTION_NAME, PROBE_LENGTHS
+from paged_engine.models.probe import PROBE_LENGTHS, probe
+from paged_engine.models.transformers_runner import ATTENTION_NAME
 from paged_engine.request import Request
 from tests.helpers.parity import prompt_of, tiny_truth
 
@@ -193,12 +194,12 @@ def runner_logits(runner: TransformersRunner, counts: dict[Request, int]) -> tor
 @pytest.mark.parametrize("block_size", [1, 5, 16, 64])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_the_probe_passes_a_model_that_is_served_right(family: str, block_size: int) -> None:
-    runner_for(family).probe(block_size)
+    probe(runner_for(family), block_size)
 
 
 def test_the_probe_packs_two_prompts_and_then_a_token_of_each() -> None:
     spy = Spy()
-    runner_for("llama", spy).probe(16)
+    probe(runner_for("llama", spy), 16)
     num_tokens = [call["shapes"][0][0] for call in spy.calls]
     assert num_tokens == [sum(PROBE_LENGTHS) - 2] * 2 + [2, 2]
     assert [call["layer"] for call in spy.calls] == [0, 1, 0, 1]
@@ -220,14 +221,14 @@ def test_a_model_that_calls_attention_twice_a_layer_is_refused() -> None:
     model = tiny()
     model.model.layers[1].self_attn = Twice(model.model.layers[1].self_attn)
     with pytest.raises(UnsupportedModelError, match=r"for layers \[0, 1, 1\]; expected each of it"):
-        TransformersRunner(model, reference_attention).probe(16)
+        TransformersRunner(model, reference_attention)
 
 
 def test_a_model_whose_layers_have_the_same_number_is_refused() -> None:
     model = tiny()
     model.model.layers[1].self_attn.layer_idx = 0
     with pytest.raises(UnsupportedModelError, match=r"layers \[0, 0\]; expected each"):
-        TransformersRunner(model, reference_attention).probe(16)
+        TransformersRunner(model, reference_attention)
 
 
 def test_the_probe_can_be_left_out() -> None:
@@ -241,10 +242,10 @@ def test_the_probe_can_be_left_out() -> None:
 
 def test_the_probe_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
-    runner_for("llama").probe(16)
+    probe(runner_for("llama"), 16)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("vocab_size", [3, 5, 1000])
 def test_the_probe_fits_any_vocabulary(vocab_size: int) -> None:
-    TransformersRunner(tiny(vocab_size=vocab_size), reference_attention).probe(4)
+    probe(TransformersRunner(tiny(vocab_size=vocab_size), reference_attention), 4)
