@@ -1,6 +1,6 @@
-"""What all tests share: few threads, the hypothesis profiles, and when to skip.
+"""What all tests share: few threads, the hypothesis profiles, the summary at the end.
 
-Nothing here imports torch unless a test that was chosen needs a card: many tests run without it.
+Nothing here imports torch: many tests run without it.
 """
 
 import os
@@ -28,19 +28,6 @@ settings.register_profile("full", deadline=None, derandomize=True, print_blob=Tr
 settings.register_profile("quick", parent=settings.get_profile("full"), max_examples=20)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("full")
-
-
-@pytest.hookimpl(trylast=True)  # after -m and -k have had their say
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs an NVIDIA card where there is none, for one reason that fits in one line."""
-    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if not for_gpu:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        for item in for_gpu:
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA card, and there is none here"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -15,6 +15,7 @@ KNOWN = {row["family"]: row for row in load_table()["families"]}
 AS_WRITTEN = load_table()["transformers"] == transformers.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", families())
 def test_a_family_is_served_token_for_token_or_refused(family: str) -> None:
