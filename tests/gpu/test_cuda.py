@@ -21,6 +21,8 @@ from tests.gpu.stand_in import TOKENIZER, stand_in
 from tests.helpers.parity import Observed, Tally, Truth, assert_parity, prompt_of
 
 pytestmark = pytest.mark.gpu
+if not torch.cuda.is_available():
+    pytest.skip("needs an NVIDIA card, and there is none here", allow_module_level=True)
 
 DEVICE = "cuda"
 LENGTHS = (13, 64, 5, 30)
