@@ -107,6 +107,15 @@ def test_every_file_of_the_package_has_a_room() -> None:
     assert {"config", "request", "events", "block_pool", "scheduler"} <= found
 
 
+def test_the_architecture_page_has_the_rooms_in_their_order() -> None:
+    """And a star at those that work without torch."""
+    page = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`( \*)? \|", page, re.MULTILINE)
+    built = [room for room in ROOMS if files_of(room)]
+    assert [room for room, _ in rows] == built
+    assert [room for room, star in rows if star] == [room for room in built if room in TORCH_FREE]
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_below(room: str) -> None:
     """And never through the front door, which opens onto every floor."""
