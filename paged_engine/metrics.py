@@ -9,7 +9,7 @@ that were dropped (`max_events`) nothing can be computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -60,37 +60,80 @@ class RequestMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """One step that did not fail.
+
+    Attributes:
+        began, ended: When.
+        batch_size: Sequences that it computed.
+        num_prefills: How many of them computed tokens of their prompt.
+        num_prefill_tokens, num_decode_tokens: Computed tokens at positions of the prompt, and
+            behind it.
+        num_new_tokens: Tokens that came of it.
+        block_use: Used / usable blocks meanwhile (vllm:kv_cache_usage_perc).
+        fragmentation: The share of slots in used blocks that hold no token even when its own
+            are computed (internal fragmentation; Kwon et al., arXiv 2309.06180).
+    """
+
+    began: float
+    ended: float
+    batch_size: int
+    num_prefills: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_new_tokens: int
+    block_use: float
+    fragmentation: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunMetrics:
     """A whole run.  Steps that failed count in `duration`, `num_steps` and `waste` only.
 
     Attributes:
         requests: In the order in which they were queued.
+        steps: Those that did not fail.
         duration: From the first request queued to the last token.
         num_steps: Steps begun and ended, the failed ones included.
-        num_prefill_tokens, num_decode_tokens: Computed tokens at positions of the prompt
-            (vllm:prompt_tokens_total), and behind it; what is computed twice counts twice.
         num_preemptions: (vllm:num_preemptions_total).
         prefix_hit_rate: Cached tokens / tokens of the prompt, over first admissions
             (vllm:prefix_cache_hits_total / vllm:prefix_cache_queries_total).
         waste: Share of the scheduled tokens that had been scheduled before: computed again
             after a preemption or a failed step.
-        batch_sizes: For each step how many sequences it computed.
-        block_use: For each step used / usable blocks meanwhile (vllm:kv_cache_usage_perc).
-        fragmentation: For each step the share of slots in used blocks that hold no token even
-            when its own are computed (internal fragmentation; Kwon et al., arXiv 2309.06180).
     """
 
     requests: tuple[RequestMetrics, ...]
+    steps: tuple[StepMetrics, ...]
     duration: float
     num_steps: int
-    num_prefill_tokens: int
-    num_decode_tokens: int
     num_preemptions: int
     prefix_hit_rate: float
     waste: float
-    batch_sizes: tuple[int, ...]
-    block_use: tuple[float, ...]
-    fragmentation: tuple[float, ...]
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Computed at positions of the prompt (vllm:prompt_tokens_total), twice if done twice."""
+        return sum(step.num_prefill_tokens for step in self.steps)
+
+    @property
+    def num_decode_tokens(self) -> int:
+        """Computed behind the prompt; what is computed twice counts twice."""
+        return sum(step.num_decode_tokens for step in self.steps)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Of each step."""
+        return tuple(step.batch_size for step in self.steps)
+
+    @property
+    def block_use(self) -> tuple[float, ...]:
+        """Of each step."""
+        return tuple(step.block_use for step in self.steps)
+
+    @property
+    def fragmentation(self) -> tuple[float, ...]:
+        """Of each step."""
+        return tuple(step.fragmentation for step in self.steps)
 
     @property
     def num_output_tokens(self) -> int:
@@ -190,32 +233,23 @@ def run_metrics(events: Iterable[ev.Event]) -> RunMetrics:
     requests = tuple(life.metrics() for life in lives)
     last = max((e.time for life in lives for e in life.token), default=0.0)
     looked_up = [r for r in requests if r.queue_time is not None]
-    failed = {e.step for e in events if isinstance(e, ev.StepEnded) and e.failed}
-    prefill = decode = again = 0
+    again = 0
     for life in lives:
-        reached, num_prompt = 0, len(life.queued.prompt_token_ids)
+        reached = 0
         for e in life.scheduled:
             end = e.start + e.num_tokens
             again += max(0, min(end, reached) - e.start)
             reached = max(end, reached)
-            if e.step not in failed:
-                of_prompt = max(0, min(end, num_prompt) - e.start)
-                prefill, decode = prefill + of_prompt, decode + e.num_tokens - of_prompt
-    steps = _steps(events)
     return RunMetrics(
         requests=requests,
+        steps=tuple(_steps(events)),
         duration=max(0.0, last - lives[0].queued.time) if lives else 0.0,
         num_steps=sum(isinstance(e, ev.StepEnded) for e in events),
-        num_prefill_tokens=prefill,
-        num_decode_tokens=decode,
         num_preemptions=sum(r.num_preemptions for r in requests),
         prefix_hit_rate=_ratio(
             sum(r.num_cached_tokens for r in looked_up), sum(r.num_prompt_tokens for r in looked_up)
         ),
         waste=_ratio(again, sum(e.num_tokens for life in lives for e in life.scheduled)),
-        batch_sizes=tuple(size for size, _, _ in steps),
-        block_use=tuple(use for _, use, _ in steps),
-        fragmentation=tuple(empty for _, _, empty in steps),
     )
 
 
@@ -242,25 +276,45 @@ def _lives(events: Iterable[ev.Event]) -> list[_Life]:
     return lives
 
 
-def _steps(events: Sequence[ev.Event]) -> list[tuple[int, float, float]]:
-    """Batch size, block use and fragmentation of each step that did not fail."""
+def _steps(events: Iterable[ev.Event]) -> Iterator[StepMetrics]:
+    """Each step that did not fail."""
     state = EngineState()
-    ends: dict[str, int] = {}  # for each sequence of this step, what it will have computed
-    measured: tuple[int, float, float] | None = None
-    steps: list[tuple[int, float, float]] = []
+    began = 0.0
+    scheduled: list[ev.Scheduled] = []
+    of_prompt: list[int] = []
+    measured: tuple[float, float] | None = None
+    num_new_tokens = 0
     for event in events:
         if isinstance(event, ev.StepBegan):
-            ends, measured = {}, None
+            began, scheduled, measured, num_new_tokens = event.time, [], None, 0
         elif isinstance(event, ev.Scheduled):
-            ends[event.request_id] = event.start + event.num_tokens
-        elif measured is None and (ends or isinstance(event, ev.StepEnded)):
-            measured = (len(ends), *_use(state, ends))  # all is scheduled, nothing freed yet
+            scheduled.append(event)
+        elif measured is None and (scheduled or isinstance(event, ev.StepEnded)):
+            # all is scheduled, nothing freed yet
+            measured = _use(state, {e.request_id: e.start + e.num_tokens for e in scheduled})
+            of_prompt = [_num_of_prompt(state, e) for e in scheduled]
+        num_new_tokens += isinstance(event, ev.Token)
         if isinstance(event, ev.StepEnded) and not event.failed and measured is not None:
-            steps.append(measured)
+            yield StepMetrics(
+                began=began,
+                ended=event.time,
+                batch_size=len(scheduled),
+                num_prefills=sum(number > 0 for number in of_prompt),
+                num_prefill_tokens=sum(of_prompt),
+                num_decode_tokens=sum(e.num_tokens for e in scheduled) - sum(of_prompt),
+                num_new_tokens=num_new_tokens,
+                block_use=measured[0],
+                fragmentation=measured[1],
+            )
         reduce(state, event)
         if isinstance(event, (ev.Finished, ev.Aborted)):
             forget_finished(state)
-    return steps
+
+
+def _num_of_prompt(state: EngineState, event: ev.Scheduled) -> int:
+    """How many of the tokens that a request computes are of its prompt."""
+    num_prompt = len(state.requests[event.request_id].prompt_token_ids)
+    return max(0, min(event.start + event.num_tokens, num_prompt) - event.start)
 
 
 def _use(state: EngineState, ends: Mapping[str, int]) -> tuple[float, float]:

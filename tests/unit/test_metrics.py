@@ -79,6 +79,16 @@ def test_numbers_of_a_run() -> None:
     assert (run.prefix_hit_rate, run.waste, run.num_preemptions) == (0.0, 0.0, 0)
 
 
+def test_numbers_of_steps() -> None:
+    """In the second step, b's prompt is computed beside a's token."""
+    steps = run_metrics(two_requests().log).steps
+    assert [(step.began, step.ended) for step in steps] == [(10, 12), (12, 14), (14, 16)]
+    assert [step.num_prefills for step in steps] == [1, 1, 0]
+    assert [step.num_prefill_tokens for step in steps] == [5, 2, 0]
+    assert [step.num_decode_tokens for step in steps] == [0, 1, 2]
+    assert [step.num_new_tokens for step in steps] == [1, 2, 2]
+
+
 def test_goodput_counts_requests_that_met_both_targets() -> None:
     run = run_metrics(two_requests().log)
     assert run.goodput(ttft=2.0, tpot=2.0) == 2 / 6
