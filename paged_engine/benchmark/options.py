@@ -1,0 +1,216 @@
+"""The benchmark's options: what they are, and which of them go together.  No torch is needed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+from pathlib import Path
+
+from paged_engine.benchmark.workloads import UNIFORM_OUTPUTS, UNIFORM_PROMPTS, WORKLOADS
+from paged_engine.config import EngineConfig
+from paged_engine.errors import InvalidConfigError
+
+TINY = "tiny"
+PEERS = ("naive", "static", "generate_batch")
+AT_ONCE_PEERS = "naive,static"  # what is compared unless told otherwise
+FIGURES = (".png", ".svg", ".pdf")
+DESCRIPTION = (
+    "Serve a workload with paged_engine, measure throughput and latency, and serve it with "
+    "transformers in the same run. The table goes to stdout, progress to stderr."
+)
+EPILOG = "workloads:\n" + "\n".join(f"  {n:<15}{w.summary}" for n, w in WORKLOADS.items())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the benchmark's options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+
+    what = parser.add_argument_group("what to serve")
+    what.add_argument(
+        "--workload", choices=WORKLOADS, default="standard", help="see below (default: standard)"
+    )
+    what.add_argument("--requests", type=int, metavar="N", help="how many (default: as below)")
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="of lengths and arrivals")
+    what.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="shorten longer requests to this, prompt and output together",
+    )
+    for name, lengths in (("prompt", UNIFORM_PROMPTS), ("output", UNIFORM_OUTPUTS)):
+        what.add_argument(
+            f"--{name}-lengths",
+            type=int,
+            nargs=2,
+            metavar=("LOW", "HIGH"),
+            help=f"of the workload uniform (default: {lengths[0]} {lengths[1]})",
+        )
+
+    when = parser.add_argument_group("when requests come (default: all at once)")
+    when.add_argument(
+        "--rate", type=float, metavar="R", help="at random, so many a second (an open loop)"
+    )
+    when.add_argument(
+        "--clients",
+        type=int,
+        metavar="N",
+        help="from so many clients, each of which waits for its answer (a closed loop)",
+    )
+
+    engine = parser.add_argument_group("the engine")
+    engine.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a model folder, a name on the hub, or tiny for a small random one (default: "
+        "$PAGED_ENGINE_MODEL, or SmolLM2-135M-Instruct)",
+    )
+    engine.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    engine.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "auto"],
+        default="float32",
+        help="of the weights (default: float32)",
+    )
+    engine.add_argument("--threads", type=int, metavar="N", help="that torch computes with")
+    engine.add_argument(
+        "--concurrency", type=int, metavar="N", help="requests in a batch (default: 32)"
+    )
+    engine.add_argument("--budget", type=int, metavar="N", help="tokens a step (default: 512)")
+    engine.add_argument("--block-size", type=int, metavar="N", help="default: 16")
+    engine.add_argument("--num-blocks", type=int, metavar="N", help="KV blocks in the pool")
+    engine.add_argument(
+        "--prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="share the blocks of equal beginnings (default: on)",
+    )
+
+    how = parser.add_argument_group("what to measure")
+    how.add_argument("--rounds", type=int, default=1, metavar="N", help="default: 1")
+    how.add_argument(
+        "--compare",
+        metavar="LIST",
+        help=f"some of {','.join(PEERS)}, or none (default: {AT_ONCE_PEERS} if all comes at once)",
+    )
+    how.add_argument(
+        "--static-batch",
+        type=int,
+        metavar="N",
+        help="prompts in a static batch (default: as many as --concurrency)",
+    )
+    how.add_argument(
+        "--ttft", type=float, default=2.0, metavar="S", help="target in seconds (default: 2)"
+    )
+    how.add_argument(
+        "--tpot", type=float, default=0.2, metavar="S", help="target in seconds (default: 0.2)"
+    )
+    how.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    how.add_argument(
+        "--figure", type=Path, metavar="FILE", help=f"draw it: {', '.join(FIGURES)} by its ending"
+    )
+
+
+def engine_config(options: argparse.Namespace) -> EngineConfig:
+    """The engine's limits.
+
+    Raises:
+        InvalidConfigError: One of them is wrong.
+    """
+    limits = {
+        "max_num_seqs": options.concurrency,
+        "max_num_batched_tokens": options.budget,
+        "block_size": options.block_size,
+        "num_blocks": options.num_blocks,
+    }
+    chosen = {name: value for name, value in limits.items() if value is not None}
+    return EngineConfig.from_options(enable_prefix_caching=options.prefix_caching, **chosen)
+
+
+def checked_peers(options: argparse.Namespace) -> list[str]:
+    """The peers to compare with, when all options are in order.
+
+    Raises:
+        InvalidConfigError: They are not.
+    """
+    for name in ("requests", "clients", "threads", "rounds", "static_batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InvalidConfigError(f"{_flag(name)} is {value}; expected at least 1")
+    if options.max_tokens is not None and options.max_tokens < 2:
+        raise InvalidConfigError(
+            f"--max-tokens is {options.max_tokens}; expected at least 2, one token of prompt and "
+            f"one of output"
+        )
+    for name in ("rate", "ttft", "tpot"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InvalidConfigError(f"{_flag(name)} is {value}; expected a number above 0")
+    if options.rate is not None and options.clients is not None:
+        raise InvalidConfigError(
+            "--rate is an open loop and --clients a closed one; give one of them"
+        )
+    for name in ("prompt_lengths", "output_lengths"):
+        _check_lengths(name, getattr(options, name), options.workload)
+    for name in ("json", "figure"):
+        _check_file(name, getattr(options, name))
+    if options.figure is not None and options.figure.suffix not in FIGURES:
+        raise InvalidConfigError(
+            f"--figure is {options.figure}; expected a name that ends in {' or '.join(FIGURES)}"
+        )
+    if options.figure is not None and importlib.util.find_spec("matplotlib") is None:
+        raise InvalidConfigError(
+            "--figure needs matplotlib, which is not installed; install it (pip install "
+            "matplotlib) or leave --figure out"
+        )
+    return _peers(options)
+
+
+def _peers(options: argparse.Namespace) -> list[str]:
+    is_at_once = options.rate is None and options.clients is None
+    asked = (
+        (AT_ONCE_PEERS if is_at_once else "none") if options.compare is None else options.compare
+    )
+    peers = [] if asked == "none" else asked.split(",")
+    if unknown := [name for name in peers if name not in PEERS]:
+        raise InvalidConfigError(
+            f"--compare has {unknown[0]!r}; expected some of {','.join(PEERS)}, or none"
+        )
+    if len(set(peers)) < len(peers):
+        raise InvalidConfigError(f"--compare is {asked}; expected each name once")
+    if peers and not is_at_once:
+        raise InvalidConfigError(
+            "--compare takes the time of work that is there at once; leave out --rate and "
+            "--clients, or give --compare none"
+        )
+    if options.static_batch is not None and "static" not in peers:
+        raise InvalidConfigError("--static-batch is for --compare static; give both or neither")
+    return peers
+
+
+def _check_lengths(name: str, lengths: list[int] | None, workload: str) -> None:
+    if lengths is None:
+        return
+    if workload != "uniform":
+        raise InvalidConfigError(
+            f"{_flag(name)} is for the workload uniform, and this is {workload}"
+        )
+    if not 1 <= lengths[0] <= lengths[1]:
+        raise InvalidConfigError(
+            f"{_flag(name)} is {lengths[0]} {lengths[1]}; expected the lower of at least 1 first"
+        )
+
+
+def _check_file(name: str, path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise InvalidConfigError(f"--{name} is {path}, which is a folder; expected a file")
+    if not path.absolute().parent.is_dir():
+        raise InvalidConfigError(f"--{name} is {path}, and there is no folder {path.parent}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
