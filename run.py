@@ -3,6 +3,7 @@
 
     python run.py lab       set up, then open JupyterLab on the first notebook
     python run.py test      set up, then run every check (--quick: the short lane)
+    python run.py bench     set up, then measure the engine beside transformers
     python run.py setup     set up, nothing more
 
 Only the standard library is used, and everything goes into one environment: the active conda or
@@ -466,6 +467,19 @@ def lab(environment: Environment, passed_on: list[str]) -> int:
     return wait_for(command, activated(environment))
 
 
+def bench(environment: Environment, passed_on: list[str]) -> int:
+    """Measure, with the options after the dashes; by default with the default model."""
+    own_model = any(word.split("=")[0] == "--model" for word in passed_on)
+    if not own_model and not os.environ.get("PAGED_ENGINE_MODEL"):
+        code = fetch_model(environment)
+        if code != 0:
+            return code  # it said why
+    if not passed_on:
+        say("32 requests, by the engine and twice by transformers: some minutes on a CPU")
+    command = [str(environment.python), "-m", "paged_engine.benchmark", *passed_on]
+    return wait_for(command, activated(environment))
+
+
 # Testing -----------------------------------------------------------------------------------------
 
 
@@ -556,7 +570,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what was wrong and how to pass options on, in one line each; exit with 2."""
         if "unrecognized arguments" in message:
-            message += " (options for JupyterLab or pytest go after a --; see --help)"
+            message += " (options for what is started go after a --; see --help)"
         super().error(message)
 
 
@@ -605,6 +619,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         default=[],
         help=f"run this lane only (may be repeated): {', '.join(LANES)}",
     )
+    commands.add_parser(
+        "bench",
+        parents=[shared],
+        help="set up, then measure the engine beside transformers",
+        usage="python run.py bench [-h] [--cpu] [--fresh] [-- BENCHMARK_ARGS]",
+        epilog="Without arguments: 32 requests of the default model, once by the engine and twice "
+        "by transformers, which takes some minutes on a CPU. Example: python run.py bench -- "
+        "--workload chat --rate 2 --figure run.png (all of them: python run.py bench -- --help)",
+    )
     commands.add_parser("setup", parents=[shared], help="set up, nothing more")
     options = parser.parse_args(own)
     if passed_on and options.command == "setup":
@@ -621,6 +644,8 @@ def main(arguments: list[str]) -> int:
             return lab(environment, passed_on)
         if options.command == "test":
             return test(environment, options.quick, options.only, passed_on)
+        if options.command == "bench":
+            return bench(environment, passed_on)
         say(f"ready in {environment.prefix}: python run.py lab opens the notebooks")
         return 0
     except Problem as problem:

@@ -47,11 +47,15 @@ class Scripted:
     """A peer that says what it is told to, and takes the time it is told to."""
 
     def __init__(
-        self, name: str, clock: VirtualClock, outputs: Tokens, *seconds: float | Exception
+        self,
+        name: str,
+        clock: VirtualClock,
+        outputs: Tokens | list[Tokens],  # of every turn, or of each
+        *seconds: float | Exception,
     ) -> None:
         self.name = name
         self.clock = clock
-        self.outputs = outputs
+        self.outputs = outputs if isinstance(outputs[0], list) else [outputs] * len(seconds)
         self.turns = list(seconds)
         self.calls: list[int] = []
 
@@ -62,7 +66,7 @@ class Scripted:
             raise turn
         self.clock.now += turn
         progress(1)
-        return self.outputs[: len(jobs)]
+        return self.outputs[len(self.calls) - 1][: len(jobs)]
 
 
 def ours(load: object = at_once) -> EngineUnderTest:
@@ -170,9 +174,9 @@ def test_outputs_that_part_are_counted_with_the_margin() -> None:
     """The fewest of all rounds count; the margin is that of the model's two best tokens."""
     clock = VirtualClock()
     wrong = [(*EXPECTED[0][:1], EXPECTED[0][1] ^ 1, *EXPECTED[0][2:]), *EXPECTED[1:]]
-    naive = Scripted("naive", clock, EXPECTED, 1.0, 1.0)
-    engine = Scripted("paged_engine", clock, wrong, 1.0)
-    first, second = compare([naive], engine, JOBS, 1, MODEL, say=lambda text: None, clock=clock)
+    naive = Scripted("naive", clock, EXPECTED, 1.0, 1.0, 1.0, 1.0)
+    engine = Scripted("paged_engine", clock, [EXPECTED, wrong, EXPECTED], 1.0, 1.0, 1.0)
+    first, second = compare([naive], engine, JOBS, 3, MODEL, say=lambda text: None, clock=clock)
     assert (first.num_identical, first.partings) == (7, ())
     assert second.num_identical == 6
     (found,) = second.partings
@@ -182,6 +186,15 @@ def test_outputs_that_part_are_counted_with_the_margin() -> None:
         best = MODEL(known).logits[0, -1].topk(2).values
     assert found.margin == pytest.approx(float(best[0] - best[1]), rel=1e-3)
     assert parting(MODEL, 0, JOBS[0], wrong[0], EXPECTED[0]) == found
+
+
+def test_a_reference_that_changes_is_held_against_its_own_first_round() -> None:
+    clock = VirtualClock()
+    other = [*EXPECTED[:-1], tuple(token ^ 1 for token in EXPECTED[-1])]
+    naive = Scripted("naive", clock, [EXPECTED, EXPECTED, other], 1.0, 1.0, 1.0)
+    engine = Scripted("paged_engine", clock, EXPECTED, 1.0, 1.0)
+    standings = compare([naive], engine, JOBS, 2, MODEL, say=lambda text: None, clock=clock)
+    assert [s.num_identical for s in standings] == [6, 7]
 
 
 def test_one_that_fails_is_out_and_the_others_go_on() -> None:

@@ -79,7 +79,7 @@ def test_help_names_the_commands_the_sizes_and_the_cpu_build() -> None:
     """What a newcomer needs before anything is downloaded."""
     done = started("--help")
     assert done.returncode == 0
-    for word in ("lab", "test", "setup", "210 MB", "3 GB", "setup --cpu", ".venv"):
+    for word in ("lab", "test", "bench", "setup", "210 MB", "3 GB", "setup --cpu", ".venv"):
         assert word in done.stdout
 
 
@@ -88,6 +88,7 @@ def test_help_names_the_commands_the_sizes_and_the_cpu_build() -> None:
     [
         ("lab", ["JUPYTERLAB_ARGS", "--no-browser", "--cpu"]),
         ("test", ["--quick", "--only", "PYTEST_ARGS"]),
+        ("bench", ["BENCHMARK_ARGS", "some minutes", "--workload chat", "--cpu"]),
         ("setup", ["--cpu", "--fresh"]),
     ],
 )
@@ -714,6 +715,55 @@ def test_the_notebooks_are_compared_where_they_were_made(
     here = run.Environment(Path(sys.prefix), Path(sys.executable), ours=False)
     variables = run.lane_variables("notebooks", here, 2, "scratch")
     assert variables["IPYTHONDIR"] == "scratch" and variables["HF_HUB_OFFLINE"] == "1"
+
+
+# bench -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("passed_on", "chosen", "fetches"),
+    [
+        ([], None, True),
+        (["--workload", "chat", "--rate", "2"], None, True),
+        (["--model", "tiny"], None, False),
+        (["--model=tiny"], None, False),
+        ([], "my/model", False),
+    ],
+)
+def test_bench_runs_the_benchmark_with_its_model(
+    run: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    passed_on: list[str],
+    chosen: str | None,
+    fetches: bool,
+) -> None:
+    """The default model is fetched where no other was asked for; its exit code is passed on."""
+    monkeypatch.delenv("PAGED_ENGINE_MODEL", raising=False)
+    if chosen:
+        monkeypatch.setenv("PAGED_ENGINE_MODEL", chosen)
+    fetched, started_with = [], []
+    monkeypatch.setattr(run, "fetch_model", lambda environment: fetched.append(1) or 0)
+    monkeypatch.setattr(
+        run, "wait_for", lambda command, variables: started_with.append(command) or 7
+    )
+    environment = run.choose_environment()
+    run.set_up = lambda **_: environment
+    assert run.main(["bench", *(["--", *passed_on] if passed_on else [])]) == 7
+    assert bool(fetched) is fetches
+    python = str(environment.python)
+    assert started_with == [[python, "-m", "paged_engine.benchmark", *passed_on]]
+    assert ("some minutes" in capsys.readouterr().out) is (not passed_on)
+
+
+def test_bench_without_a_model_ends_there(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fetch has said why."""
+    monkeypatch.delenv("PAGED_ENGINE_MODEL", raising=False)
+    monkeypatch.setattr(run, "fetch_model", lambda environment: 1)
+    monkeypatch.setattr(run, "wait_for", lambda *_: pytest.fail("it was started"))
+    environment = run.choose_environment()
+    run.set_up = lambda **_: environment
+    assert run.main(["bench"]) == 1
 
 
 # CI --------------------------------------------------------------------------------------------
