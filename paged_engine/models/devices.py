@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
 from paged_engine.errors import InvalidConfigError
 
+logger = logging.getLogger(__name__)
+
 
 def choose_device(device: str | None) -> torch.device:
     """The device of that name; for None CUDA where there is one, else the CPU.
+
+    Apple's "mps" becomes the CPU, with a line that says so: nobody has proved that the engine's
+    tokens are right there.
 
     Raises:
         InvalidConfigError: It is not there.
@@ -21,6 +27,9 @@ def choose_device(device: str | None) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InvalidConfigError(f"device is {device!r}; expected 'cpu' or 'cuda'") from error
+    if chosen.type == "mps":
+        logger.warning("device 'mps' is not proved to give the right tokens; using the CPU")
+        return torch.device("cpu")
     if chosen.type not in ("cpu", "cuda"):
         raise InvalidConfigError(
             f"device is {device!r}, which was never tried with this engine; use 'cpu' or 'cuda'"

@@ -40,10 +40,17 @@ def test_a_card_that_is_not_there_is_refused(cuda: None, device: str) -> None:
 
 
 @pytest.mark.parametrize("cuda", [False, True], indirect=True)
-@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "tpu", "", "CPU ", 5, [], 1.5])
+@pytest.mark.parametrize("device", ["xpu", "meta", "tpu", "", "CPU ", 5, [], 1.5])
 def test_other_devices_are_refused_with_the_choice_there_is(cuda: None, device: Any) -> None:
     with pytest.raises(InvalidConfigError, match=r"device is .*'cpu'"):
         choose_device(device)
+
+
+@pytest.mark.parametrize("device", ["mps", "mps:0"])
+def test_mps_becomes_the_cpu_with_one_line(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_device(device) == CPU
+    (record,) = caplog.records
+    assert "using the CPU" in record.message and "\n" not in record.message
 
 
 @pytest.mark.parametrize(
