@@ -1,7 +1,8 @@
 """The command line: `paged-engine generate "The sky is blue because"`.
 
-Text goes to stdout as it comes, everything else to stderr, so that the output can be piped.  What
-needs torch is imported only when it is used: `--help` answers at once.
+Results go to stdout, everything else to stderr, so that the output can be piped.  What needs
+torch is imported only when it is used: `--help` answers at once.  Each command is a file of this
+folder, with a function `add_to` that describes it and a function `run` that does it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import paged_engine
+from paged_engine.cli import bench, chat, generate, models, trace
+from paged_engine.cli.terminal import fail
 from paged_engine.errors import PagedEngineError
 
-if TYPE_CHECKING:
-    from paged_engine.engine import ContinuousEngine
-    from paged_engine.events import Event
-    from paged_engine.request import SamplingParams
-
-FAILED, INTERRUPTED = 1, 130
+FINE, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,145 +27,86 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, or 1 after an error of ours (one line on stderr), or 130 after Ctrl-C.
-        Wrong usage leaves through SystemExit with code 2, as with any argparse program.
+        The exit code: 0; 1 after an error of ours or of the system (one line on stderr); 2 after
+        wrong usage; 130 after Ctrl-C.  A reader who closes the pipe has what it wanted: that is 0.
     """
-    options = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = options.run
+    _open_closed_streams()
+    code = _guarded(lambda: _run(argv))
+    flushed = _guarded(_flush)
+    return code or flushed
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
-        code = run(options)
-        sys.stdout.flush()
-    except PagedEngineError as error:
-        return _fail(str(error))
+        options = parser().parse_args(argv)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except SystemExit as leaving:  # argparse has answered --help, or refused what was asked
+        return leaving.code if isinstance(leaving.code, int) else FAILED
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """What `work` returns, or the exit code for what it raised, after a line that says it."""
+    try:
+        return work()
     except BrokenPipeError:
-        # The reader has what it wanted.  Python would complain once more when it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _discard_stdout()
+        return FINE
+    except PagedEngineError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.filename is None:  # it can only be a stream of ours
+            _discard_stdout()
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        fail(
+            f"out of memory; lower --num-blocks or --max-num-seqs, or take a smaller model "
+            f"({str(error) or type(error).__name__})"
+        )
     except KeyboardInterrupt:
-        print("\npaged-engine: interrupted", file=sys.stderr)
+        print(file=sys.stderr)
+        fail("interrupted")
         return INTERRUPTED
-    return code
-
-
-def _generate(options: argparse.Namespace) -> int:
-    params = _params(options)  # wrong values are named before a model is loaded
-    engine = _engine(options)
-    new_text = (
-        output.completions[0].new_text for output in engine.stream(_prompt(options), params)
-    )
-    if options.no_stream:
-        print("".join(new_text))
-        return 0
-    for text in new_text:
-        print(text, end="", flush=True)
-    print()
-    return 0
-
-
-def _prompt(options: argparse.Namespace) -> str:
-    return sys.stdin.read() if options.prompt == "-" else str(options.prompt)
-
-
-def _params(options: argparse.Namespace) -> SamplingParams:
-    from paged_engine.request import SamplingParams
-
-    return SamplingParams(
-        temperature=options.temperature, seed=options.seed, max_tokens=options.max_tokens
-    )
-
-
-def _engine(options: argparse.Namespace) -> ContinuousEngine:
-    from paged_engine.config import EngineConfig
-
-    limits = {"block_size": options.block_size, "num_blocks": options.num_blocks}
-    chosen = {name: value for name, value in limits.items() if value is not None}
-    EngineConfig.from_options(**chosen)
-
-    from paged_engine.engine import ContinuousEngine
-
-    engine = ContinuousEngine.from_pretrained(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        progress=sys.stderr.isatty() or options.verbose,
-        record_events=options.verbose,
-        **chosen,
-    )
-    if options.verbose:
-        engine.log.subscribe(_to_stderr())
-    return engine
-
-
-def _to_stderr() -> Callable[[Event], None]:
-    """A listener that prints what happens beside the text and not into it."""
-    from contextlib import redirect_stdout
-
-    from paged_engine.console import event_printer
-
-    printer = event_printer()
-
-    def listen(event: Event) -> None:
-        with redirect_stdout(sys.stderr):
-            printer(event)
-
-    return listen
-
-
-def _fail(message: str) -> int:
-    print(f"paged-engine: {' '.join(message.split())}", file=sys.stderr)
     return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="paged-engine", description="A small LLM inference engine, written to be read."
+def _flush() -> int:
+    sys.stdout.flush()
+    return FINE
+
+
+def _discard_stdout() -> None:
+    """What is still to be written cannot be: Python would complain once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Python has None for a stream that the caller closed; an empty one does as well."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has a class of its own for CUDA, and none for the CPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    whole = argparse.ArgumentParser(
+        prog="paged-engine",
+        description="A small LLM inference engine, written to be read.",
+        epilog="paged-engine COMMAND --help tells the options of a command.",
+        allow_abbrev=False,
     )
-    parser.add_argument(
+    whole.add_argument(
         "--version", action="version", version=f"paged-engine {paged_engine.__version__}"
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    generate = commands.add_parser(
-        "generate",
-        help="continue a text",
-        description="Continue a text. The text goes to stdout, everything else to stderr.",
-        epilog="The first use of the default model fetches about 93 MB.",
-    )
-    generate.set_defaults(run=_generate)
-    generate.add_argument("prompt", help="the text to continue; - reads it from stdin")
-    generate.add_argument(
-        "--model",
-        metavar="NAME",
-        help="a model folder or a name on the hub (default: $PAGED_ENGINE_MODEL, or "
-        "SmolLM2-135M-Instruct)",
-    )
-    generate.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    generate.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16", "auto"],
-        default="float32",
-        help="of the weights (default: float32)",
-    )
-    generate.add_argument(
-        "--max-tokens", type=int, default=128, metavar="N", help="at most so many (default: 128)"
-    )
-    generate.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0, the default, takes the most likely token",
-    )
-    generate.add_argument("--seed", type=int, metavar="N", help="repeats a random draw")
-    generate.add_argument(
-        "--block-size", type=int, metavar="N", help="tokens a KV block holds (default: 16)"
-    )
-    generate.add_argument("--num-blocks", type=int, metavar="N", help="KV blocks in the pool")
-    generate.add_argument("--verbose", action="store_true", help="say what happens, on stderr")
-    generate.add_argument(
-        "--no-stream", action="store_true", help="print the text when it is complete"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    for command in (generate, chat, bench, trace, models):
+        command.add_to(commands)
+    return whole

@@ -1,66 +1,33 @@
-"""The command line as a user has it: a process with streams, signals and an exit code."""
+"""`paged-engine generate`, as a user runs it."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import paged_engine
-
-REPO = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "paged_engine.cli"]
-on_posix = pytest.mark.skipif(os.name != "posix", reason="pipes and signals as on POSIX systems")
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, and a tokenizer for which every byte is a token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from paged_engine.models import tiny
-
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny(vocab_size=256, eos_token_id=None, max_position_embeddings=16_384).save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-    return folder
+from paged_engine import ContinuousEngine, EngineConfig, RequestOutput, SamplingParams
+from paged_engine.cli import generate, main
+from tests.cli.cli_helpers import Terminal, interrupted, on_posix, reader_gone, run, start
+from tests.helpers.fakes import ByteTokenizer, OracleModel
 
 
-def environment(**more: str) -> dict[str, str]:
-    settings = {"PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    dropped = {"PAGED_ENGINE_MODEL", "PYTHONUNBUFFERED"}  # the latter would flush for us
-    kept = {k: v for k, v in os.environ.items() if k not in dropped}
-    return {**kept, **settings, "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", **more}
-
-
-def run(*arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment(**more),
-        timeout=120,
-        check=False,
-    )
+def served(folder: Path, prompts: Any, **params: Any) -> list[RequestOutput]:
+    engine = ContinuousEngine.from_pretrained(str(folder), device="cpu", num_blocks=64)
+    return engine.generate(prompts, SamplingParams(**params))
 
 
 def expected(folder: Path, prompt: str, max_tokens: int) -> str:
-    from paged_engine import ContinuousEngine, SamplingParams
+    return served(folder, prompt, max_tokens=max_tokens)[0].text
 
-    engine = ContinuousEngine.from_pretrained(str(folder), device="cpu", num_blocks=32)
-    return engine.generate(prompt, SamplingParams(max_tokens=max_tokens))[0].text
+
+Streams = pytest.CaptureFixture[str]
 
 
 def test_text_goes_to_stdout_and_nothing_else(model_folder: Path) -> None:
@@ -69,142 +36,260 @@ def test_text_goes_to_stdout_and_nothing_else(model_folder: Path) -> None:
     assert done.stdout == expected(model_folder, "hello", 12) + "\n"
 
 
-def test_without_streaming_it_is_the_same_text(model_folder: Path) -> None:
-    from_stdin = run(
-        *["generate", "-", "--no-stream", "--max-tokens", "12"],
-        stdin="hello",
-        PAGED_ENGINE_MODEL=str(model_folder),
-    )
-    assert (from_stdin.returncode, from_stdin.stderr) == (0, "")
-    assert from_stdin.stdout == expected(model_folder, "hello", 12) + "\n"
+def test_without_streaming_it_is_the_same_text(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Streams
+) -> None:
+    monkeypatch.setenv("PAGED_ENGINE_MODEL", str(model_folder))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert main(["generate", "-", "--no-stream", "--max-tokens", "12", "--no-progress"]) == 0
+    assert capsys.readouterr() == (expected(model_folder, "hello\n", 12) + "\n", "")
 
 
-def test_verbose_speaks_on_stderr_and_options_reach_the_engine(model_folder: Path) -> None:
+def test_several_prompts_are_one_batch_and_come_in_order(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("third\n\n  \nfourth\n", encoding="utf-8")
     done = run(
-        *["generate", "hello", "--model", str(model_folder), "--max-tokens", "12", "--verbose"],
-        *["--block-size", "4", "--num-blocks", "9"],
+        *["generate", "first", "second, which is longer", "--file", str(file), "--json"],
+        *["--model", str(model_folder), "--max-tokens", "9", "--logprobs", "2", "--verbose"],
     )
     assert done.returncode == 0
-    assert done.stdout == expected(model_folder, "hello", 12) + "\n"
-    assert "[Alloc] request-0: blocks 0 1\n" in done.stderr  # 5 tokens in blocks of 4
-    assert "[Finish] request-0: length" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    prompts = ["first", "second, which is longer", "third", "fourth"]
+    assert [line["prompt"] for line in lines] == prompts
+    for line, output in zip(
+        lines, served(model_folder, prompts, max_tokens=9, logprobs=2), strict=True
+    ):
+        assert line["text"] == output.text
+        assert line["token_ids"] == list(output.token_ids)
+        assert line["finish_reason"] == "length"
+        assert 0 <= line["queue_time"] <= line["ttft"] <= line["e2e"]
+        assert [entry["token_id"] for entry in line["logprobs"]] == line["token_ids"]
+        assert all(len(entry["top"]) == 2 for entry in line["logprobs"])
+    assert "[Prefill] batch of 4," in done.stderr
 
 
-def test_a_seed_repeats_a_draw(model_folder: Path) -> None:
-    hot = [
-        "generate",
-        "hi",
-        "--model",
-        str(model_folder),
-        "--max-tokens",
-        "8",
-        "--temperature",
-        "2",
+def test_texts_have_titles_where_there_are_several(model_folder: Path, capsys: Streams) -> None:
+    arguments = ["generate", "one", "t\nw" + "o" * 90, "--n", "2", "--max-tokens", "5"]
+    sampling = ["--temperature", "1", "--seed", "3"]
+    assert main([*arguments, *sampling, "--model", str(model_folder)]) == 0
+    first, second = served(
+        model_folder,
+        ["one", "t\nw" + "o" * 90],
+        n=2,
+        max_tokens=5,
+        temperature=1,
+        seed=3,
+    )
+    titles = [
+        "==> request-0, sample 1 of 2: one <==",
+        "==> request-0, sample 2 of 2: one <==",
+        "==> request-1, sample 1 of 2: t w" + "o" * 54 + "... <==",
+        "==> request-1, sample 2 of 2: t w" + "o" * 54 + "... <==",
     ]
-    first, same, other = (run(*hot, "--seed", seed).stdout for seed in ("1", "1", "2"))
-    assert first == same != other
+    texts = [c.text for output in (first, second) for c in output.completions]
+    blocks = [f"{title}\n{text}\n" for title, text in zip(titles, texts, strict=True)]
+    assert capsys.readouterr().out == "\n".join(blocks)
 
 
-def test_text_is_streamed_as_it_comes(model_folder: Path) -> None:
-    """A few bytes at a time, and not a buffer when it is full."""
-    long = [*COMMAND, "generate", "hello", "--model", str(model_folder), "--max-tokens", "4000"]
-    with subprocess.Popen(long, stdout=subprocess.PIPE, env=environment()) as process:
-        assert process.stdout is not None
-        assert 0 < len(os.read(process.stdout.fileno(), 65_536)) < 500
-        assert process.poll() is None
-        process.kill()
+def test_every_option_reaches_the_engine(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Streams
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stop(engine: ContinuousEngine, prompt: str, params: SamplingParams) -> RequestOutput:
+        seen.update(config=engine.config, params=params)
+        return engine.generate("a", SamplingParams(max_tokens=1))[0]
+
+    monkeypatch.setattr(generate, "_stream", stop)
+    options = "--block-size 4 --num-blocks 9 --max-num-seqs 2 --max-num-batched-tokens 7"
+    options += " --max-model-len 30 --no-prefix-caching --temperature 0.5 --top-k 3 --top-p 0.9"
+    options += " --min-p 0.1 --repetition-penalty 1.1 --presence-penalty 0.2"
+    options += " --frequency-penalty 0.3 --seed 4 --max-tokens 6 --stop x --stop yz --ignore-eos"
+    assert main(["generate", "a", "--model", str(model_folder), *options.split()]) == 0
+    assert seen["config"] == EngineConfig(
+        block_size=4,
+        num_blocks=9,
+        max_num_seqs=2,
+        max_num_batched_tokens=7,
+        max_model_len=30,
+        enable_prefix_caching=False,
+        seed=None,
+        record_events=False,
+    )
+    assert seen["params"] == SamplingParams(
+        temperature=0.5,
+        top_k=3,
+        top_p=0.9,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        seed=4,
+        max_tokens=6,
+        stop=("x", "yz"),
+        ignore_eos=True,
+    )
+
+
+def test_verbose_speaks_on_stderr(model_folder: Path, capsys: Streams) -> None:
+    arguments = ["generate", "hello", "--model", str(model_folder), "--max-tokens", "12"]
+    assert main([*arguments, "--verbose", "--block-size", "4", "--num-blocks", "9"]) == 0
+    out, err = capsys.readouterr()
+    assert out == expected(model_folder, "hello", 12) + "\n"
+    assert f"paged-engine: loading {model_folder} ...\n" in err
+    assert "[Alloc] request-0: blocks 0 1\n" in err  # 5 tokens in blocks of 4
+    assert "[Finish] request-0: length" in err
+
+
+def test_a_seed_repeats_a_draw_and_without_one_it_is_another(
+    model_folder: Path, capsys: Streams
+) -> None:
+    def text(*more: str) -> str:
+        hot = ["--max-tokens", "8", "--temperature", "2", "--model", str(model_folder)]
+        assert main(["generate", "hi", *hot, *more]) == 0
+        return capsys.readouterr().out
+
+    assert text("--seed", "1") == text("--seed", "1") != text("--seed", "2")
+    assert text() != text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "no/such/folder"], "is not there"),
-        (["--model", "."], "holds no config.json"),
-        (["--temperature", "-1"], "temperature is -1.0; expected"),
-        (["--max-tokens", "0"], "max_tokens is 0; expected"),
-        (["--block-size", "0"], "block_size is 0; expected"),
-        (["--device", "cuda"], "torch finds no CUDA device"),
+        (["hello", "--model", "no/such/folder"], "is not there"),
+        (["hello", "--model", "."], "holds no config.json"),
+        (["hello", "--temperature", "-1"], "temperature is -1.0; expected"),
+        (["hello", "--max-tokens", "0"], "max_tokens is 0; expected"),
+        (["hello", "--block-size", "0"], "block_size is 0; expected"),
+        (["--file", "no/such/file"], "no/such/file: No such file or directory"),
+        (["--file", "."], ".: Is a directory"),
+        (["--file", "picture"], "picture is not utf-8 text (invalid start byte at byte 2)"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(
     arguments: list[str], said: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [*COMMAND, "generate", "hello", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=tmp_path,
-        timeout=120,
-        check=False,
-    )
+    (tmp_path / "picture").write_bytes(b"ab\xff")
+    done = run("generate", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("paged-engine: ") and said in line
 
 
-def test_a_prompt_that_does_not_fit_is_refused(model_folder: Path) -> None:
-    done = run("generate", "hello", "--model", str(model_folder), "--num-blocks", "1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1 and "the request needs 133 tokens" in done.stderr
-
-
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["generate"], ["sing", "a song"], ["generate", "a", "--max-tokens", "many"]],
+    ("arguments", "said"),
+    [
+        ([], "no prompt"),
+        (["--file", os.devnull], "no prompt"),
+        (["-", "-"], "- was given twice"),
+        (["-", "--file", "-"], "- was given twice"),
+        (["a", "--logprobs", "2"], "--logprobs are only in --json"),
+        (["a", "--max-tokens", "many"], "argument --max-tokens: invalid int value: 'many'"),
+        (["a", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["a", "--temp", "1"], "unrecognized arguments: --temp 1"),
+    ],
 )
-def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
-    done = run(*arguments)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], said: str) -> None:
+    done = run("generate", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: paged-engine")
+    assert done.stderr.startswith("usage: paged-engine") and said in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
-def test_help_and_version_import_no_torch(arguments: list[str]) -> None:
-    asked = subprocess.run(
-        [sys.executable, "-X", "importtime", *COMMAND[1:], *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
-    assert asked.returncode == 0 and asked.stdout
-    assert not re.search(r"\b(torch|transformers|numpy)\b", asked.stderr)
+def test_a_device_that_is_not_there_is_an_error(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Streams
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["generate", "a", "--model", str(model_folder), "--device", "cuda"]) == 1
+    assert "torch finds no CUDA device" in capsys.readouterr().err
 
 
-def test_the_version_is_the_packages() -> None:
-    assert run("--version").stdout == f"paged-engine {paged_engine.__version__}\n"
+def test_what_does_not_fit_is_refused_by_name(model_folder: Path, capsys: Streams) -> None:
+    small = ["--model", str(model_folder), "--num-blocks", "3", "--max-tokens", "30"]
+    assert main(["generate", "hello", *small, "--block-size", "8"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and "the request needs 35 tokens" in err
+    assert main(["generate", "a", "b" * 40, *small]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"prompt 2 ({'b' * 40}): the request needs 70 tokens" in err
 
 
-def slow(model_folder: Path, **pipes: int) -> subprocess.Popen[bytes]:
-    """A generation that takes minutes, some way into its output."""
-    process = subprocess.Popen(
-        [*COMMAND, "generate", "hello", "--model", str(model_folder), "--max-tokens", "15000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        **pipes,
-    )
-    assert process.stdout is not None and process.stdout.read(5)
-    return process
+def test_a_request_that_was_cut_short_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: Streams
+) -> None:
+    model = OracleModel(vocab_size=256)
+    model.nan_after = {ord("!")}
+    config = EngineConfig(num_blocks=20)
+    engine = ContinuousEngine(model, ByteTokenizer(), config)  # type: ignore[arg-type]
+    monkeypatch.setattr(generate, "load_engine", lambda *_, **__: engine)
+    for prompts in (["bad!"], ["good", "bad!", "good"]):
+        assert main(["generate", *prompts, "--max-tokens", "3", "--json"]) == 1
+        out, err = capsys.readouterr()
+        reasons = [json.loads(line)["finish_reason"] for line in out.splitlines()]
+        assert reasons == ["error" if p == "bad!" else "length" for p in prompts]
+        assert err.count("\n") == 1 and "was cut short (error)" in err
+
+
+def test_out_of_memory_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: Streams) -> None:
+    import torch
+
+    raised: list[Exception] = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried")]
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise raised.pop()
+
+    monkeypatch.setattr(generate, "load_engine", load)
+    while raised:
+        assert main(["generate", "a"]) == 1
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1) and "lower --num-blocks" in err
+    raised.append(RuntimeError("a fault of ours"))  # is not hidden
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["generate", "a"])
+
+
+def test_the_model_of_random_numbers_needs_no_download(
+    monkeypatch: pytest.MonkeyPatch, capsys: Streams
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    options = ["--model", "tiny", "--device", "cpu", "--max-tokens", "4", "--no-progress"]
+    assert main(["generate", "--file", "-", "--json", *options]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["prompt"], len(line["token_ids"])) for line in lines] == [("one", 4), ("two", 4)]
+
+
+def slow(model_folder: Path) -> list[str]:
+    """A generation that takes minutes."""
+    return ["generate", "hello", "--model", str(model_folder), "--max-tokens", "15000"]
 
 
 @on_posix
-def test_ctrl_c_ends_it_with_130(model_folder: Path) -> None:
-    process = slow(model_folder)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.decode().strip() == "paged-engine: interrupted"
+def test_text_comes_at_once_and_ctrl_c_ends_it_with_130(model_folder: Path) -> None:
+    process = start(*slow(model_folder))
+    assert process.stdout is not None
+    assert 0 < len(os.read(process.stdout.fileno(), 65_536)) < 500  # and no full buffer
+    assert process.poll() is None
+    code, said = interrupted(process)
+    assert (code, said.strip()) == (130, "paged-engine: interrupted")
 
 
 @on_posix
 def test_a_closed_pipe_ends_it_quietly(model_folder: Path) -> None:
-    process = slow(model_folder)
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    started = time.monotonic()
-    said = process.stderr.read()
-    process.stderr.close()
-    assert (process.wait(60), said) == (0, b"")
-    assert time.monotonic() - started < 60
+    process = start(*slow(model_folder))
+    assert process.stdout is not None and process.stdout.read(5)
+    assert reader_gone(process) == (0, "")
+
+
+@on_posix
+def test_on_a_terminal_there_is_a_bar_beside_the_results(model_folder: Path) -> None:
+    options = ["--model", str(model_folder), "--max-tokens", "300"]
+    terminal = Terminal("generate", "a", "b", "--json", *options)
+    terminal.until("paged-engine: loading ")
+    terminal.until("0/2 [")
+    terminal.until(" tokens]")
+    code, rest = terminal.end()
+    assert code == 0
+    lines = [json.loads(line) for line in re.findall(r"(\{.*\})\r\n", rest)]
+    assert [line["prompt"] for line in lines] == ["a", "b"]
