@@ -24,6 +24,8 @@ from paged_engine.benchmark.workloads import (
 from paged_engine.config import EngineConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from paged_engine.benchmark.load import Load
     from paged_engine.benchmark.results import Results
 
@@ -63,10 +65,13 @@ def _measure(options: argparse.Namespace, config: EngineConfig, peers: list[str]
     from paged_engine.benchmark.peers import PEERS
     from paged_engine.benchmark.report import Targets
     from paged_engine.benchmark.results import Results, Settings
+    from paged_engine.models.devices import choose_device
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model, tokenizer, name = _load_model(options)
+    device = choose_device(options.device)
+    machine = this_machine(device)  # first, so that its load average is that of others
+    model, tokenizer, name = _load_model(options, device)
     jobs = _jobs(options, model.config.get_text_config().vocab_size)
     ours = EngineUnderTest(model, tokenizer, config, partial(_load, options))
     limits = ours.config
@@ -89,7 +94,6 @@ def _measure(options: argparse.Namespace, config: EngineConfig, peers: list[str]
         prefix_caching=limits.enable_prefix_caching,
         num_rounds=options.rounds,
     )
-    machine = this_machine(model.device)  # its load average is that before we began
     static_batch = options.static_batch or limits.max_num_seqs
     _say(f"warming up {ours.name}")
     ours.warm_up(jobs)
@@ -110,13 +114,12 @@ def _measure(options: argparse.Namespace, config: EngineConfig, peers: list[str]
     )
 
 
-def _load_model(options: argparse.Namespace) -> tuple[Any, Any, str]:
+def _load_model(options: argparse.Namespace, device: torch.device) -> tuple[Any, Any, str]:
     """Model, tokenizer or None, and the model's name without the folders it lies in."""
     from paged_engine.models.default_model import DEFAULT_MODEL_NAME, load_model_and_tokenizer
-    from paged_engine.models.devices import choose_device, choose_dtype
+    from paged_engine.models.devices import choose_dtype
     from paged_engine.models.tiny_models import tiny
 
-    device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     if options.model == TINY:
         model: Any = tiny(max_position_embeddings=4096)  # so that every workload fits

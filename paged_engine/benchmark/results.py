@@ -15,6 +15,7 @@ from paged_engine.benchmark.report import Report
 from paged_engine.errors import PagedEngineError
 
 SCHEMA_VERSION = 1
+NOISY = 0.5  # a load average from which on it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,14 @@ class Results:
             f"workload {s.workload}, seed {s.seed}{shortened}; {s.load}",
             f"at most {s.max_num_seqs} in a batch and {s.max_num_batched_tokens} tokens a step, "
             f"{s.num_blocks} blocks of {s.block_size}, prefix caching {caching}",
-            "",
-            self.report.table(),
         ]
+        load = self.machine.load_average
+        if load is not None and load > NOISY:
+            parts.append(
+                f"others were at work too (load average {load:.1f} before it began): times are "
+                f"too long, and ratios may be off"
+            )
+        parts += ["", self.report.table()]
         if s.num_rounds > 1:
             parts[-1] += f"\n{'':<20}(all of round {self.round} of {s.num_rounds}, the median one)"
         if len(self.standings) > 1 or s.num_rounds > 1:

@@ -62,7 +62,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
 def test_what_does_not_go_together_is_refused_before_a_model_is_loaded(
     arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_model(options: argparse.Namespace) -> None:
+    def no_model(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(command, "_load_model", no_model)
@@ -183,7 +183,7 @@ def test_a_workload_that_does_not_fit_is_one_line(capsys: pytest.CaptureFixture[
 def test_ctrl_c_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(options: argparse.Namespace) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "_load_model", interrupted)

@@ -141,6 +141,12 @@ def test_the_table_says_what_was_changed_and_which_round_it_is_of() -> None:
     assert "prefix caching off" in text
 
 
+@pytest.mark.parametrize(("load", "noisy"), [(None, False), (0.2, False), (3.64, True)])
+def test_a_machine_that_others_use_is_told_of(load: float | None, noisy: bool) -> None:
+    text = replace(RESULTS, machine=replace(RESULTS.machine, load_average=load)).table()
+    assert ("load average 3.6 before it began" in text) is noisy
+
+
 def test_without_a_comparison_there_is_no_table_of_one() -> None:
     alone = replace(RESULTS, standings=RESULTS.standings[-1:])
     assert "against it" not in alone.table()
