@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from paged_engine import events as ev
 from paged_engine.errors import PagedEngineError
@@ -139,6 +139,22 @@ def forget_finished(state: EngineState) -> EngineState:
     """Drop the requests that have ended, as the engine does."""
     state.requests = {k: r for k, r in state.requests.items() if r.status in _UNFINISHED}
     return state
+
+
+def copy_state(state: EngineState) -> EngineState:
+    """One that changes apart from it."""
+    return replace(
+        state,
+        blocks=[replace(block) for block in state.blocks],
+        requests={
+            name: replace(
+                request,
+                output_token_ids=list(request.output_token_ids),
+                block_table=list(request.block_table),
+            )
+            for name, request in state.requests.items()
+        },
+    )
 
 
 def _find(state: EngineState, request_id: str) -> RequestState:

@@ -43,6 +43,16 @@ def pattern_of(number: int) -> int:
     return number // NUM_COLOURS % NUM_PATTERNS
 
 
+def colours(dark: bool = False) -> list[tuple[str, str]]:
+    """The seven colours on that paper, and what can be read on each, for who draws without CSS."""
+    return [(night if dark else day, ink) for _, day, night, ink in _COLOURS]
+
+
+def paper(dark: bool = False) -> dict[str, str]:
+    """What is not a request's: `bg`, `fg`, `soft`, `line`, `free`, `hatch` and `alarm`."""
+    return {name: night if dark else day for name, _, day, night in _PAPER}
+
+
 def style() -> str:
     """The style sheet, which touches nothing outside elements of class `pe`."""
     light = "".join(f"--{name}:var({jupyter},{day});" for name, jupyter, day, _ in _PAPER)

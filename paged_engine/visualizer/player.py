@@ -1,0 +1,256 @@
+"""Steps an engine while a page looks on: play, pause, one step, inject, abort, break.
+
+The kernel is never blocked.  Playing is a task that steps the engine and lets go of the event loop
+after every step, long enough for messages to come in.  What the page asks for is put in a queue,
+and done between two steps.  Nothing waits for a page: without one, `finish` runs the rest at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from paged_engine import events as ev
+from paged_engine.errors import PagedEngineError
+
+FRAMES_PER_SECOND = 20
+LET_GO = 0.001  # seconds: `sleep(0)` leaves clicks waiting for many steps
+SILENCE = 10.0  # seconds without a sign of life after which playing pauses
+FULL = 0.9  # share of the usable blocks in use at which "full" breaks
+MOST_STEPS = 100_000  # that `finish` runs
+
+BREAKS = ("preempted", "evicted", "finished", "full")
+
+
+class Stepped(Protocol):
+    """What the player needs of an engine; `paged_engine.ContinuousEngine` is one."""
+
+    log: Any
+    pool: Any
+    has_unfinished: bool
+
+    def step(self) -> list[Any]: ...
+    def abort(self, request_id: str) -> None: ...
+    def resize_pool(self, num_usable: int) -> None: ...
+
+
+class Player:
+    """Steps one engine for all views of it.
+
+    Args:
+        engine: What is stepped.
+        add_request: Called with (prompt, max_tokens, priority) to inject a request.
+
+    Attributes:
+        is_playing: Whether a task steps the engine.
+        speed: Steps a second; 0: as fast as it can.
+        breaks: At which of `BREAKS` playing pauses.
+        error: What the engine raised, in words; empty if nothing.
+        stopped_by: Why playing paused, if the reader did not.
+    """
+
+    def __init__(self, engine: Stepped, add_request: Callable[[str, int, int], object]) -> None:
+        self.engine = engine
+        self.is_playing = False
+        self.speed = 0.0
+        self.breaks: tuple[str, ...] = ()
+        self.error = ""
+        self.stopped_by = ""
+        self._add_request = add_request
+        self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._views: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._task: asyncio.Task[None] | None = None
+        self._pages: dict[str, float] = {}  # when each was last heard of
+        self._shown = 0.0  # when frames were last sent
+        self._broke = ""
+        self._stop_listening = engine.log.subscribe(self._look_for_break)
+
+    def attach(self, view: Any) -> None:
+        """Tell this view, an object with `show()`, when there is something new to be seen."""
+        self._views.add(view)
+
+    # ------------------------------------------------------------------ from Python
+
+    def play(self) -> None:
+        """Go on stepping, in the background.
+
+        Raises:
+            PagedEngineError: No event loop runs here; `finish` needs none.
+        """
+        if self.is_playing:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise PagedEngineError(
+                "play needs a running event loop, as in a notebook; elsewhere call finish()"
+            ) from None
+        self.error = self.stopped_by = ""
+        self.is_playing = True
+        self._task = loop.create_task(self._run())
+        self._show()
+
+    def pause(self) -> None:
+        """Stop stepping; the engine keeps its requests."""
+        self.is_playing = False
+        self._show()
+
+    def step(self) -> None:
+        """One step, if there is anything to compute."""
+        self.pause()
+        self._try_step()
+        self._show()
+
+    def finish(self, most_steps: int = MOST_STEPS) -> None:
+        """Run everything to its end, now.
+
+        Raises:
+            PagedEngineError: It did not end in so many steps.
+        """
+        self.pause()
+        self._obey()
+        for _ in range(most_steps):
+            if not self.engine.has_unfinished:
+                break
+            self.engine.step()
+        else:
+            self._show()
+            raise PagedEngineError(
+                f"the engine has not ended after {most_steps} steps; give finish more of them"
+            )
+        self._show()
+
+    def status(self) -> dict[str, Any]:
+        """What every page is told."""
+        return {
+            "playing": self.is_playing,
+            "error": self.error or self.stopped_by,
+            "breaks": list(self.breaks),
+            "speed": self.speed,
+        }
+
+    # ------------------------------------------------------------------ from the page
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Take a message of a page; it may come on any thread."""
+        page = str(message.get("page", ""))
+        self._pages[page] = time.monotonic()
+        if message.get("cmd") == "gone":
+            del self._pages[page]
+            if not self._pages and self.is_playing:
+                self.pause()
+        elif message.get("cmd") not in ("alive", "ready", "pick"):
+            self._commands.put(message)
+            if not self.is_playing:  # else it is done after this step
+                self._obey()
+                self._show()
+
+    def _obey(self) -> None:
+        """Do what the pages asked for."""
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except Empty:
+                return
+            try:
+                self._do(command)
+            except Exception as error:  # a page must see it: it has no traceback
+                self.error = f"{type(error).__name__}: {error}"
+
+    def _do(self, command: dict[str, Any]) -> None:
+        match command:
+            case {"cmd": "play"}:
+                self.play()
+            case {"cmd": "pause"}:
+                self.is_playing = False
+            case {"cmd": "step"}:
+                self.error = self.stopped_by = ""
+                self.is_playing = False
+                self._try_step()
+            case {"cmd": "end"}:
+                self.speed = 0.0
+                self.breaks = ()
+                self.play()
+            case {"cmd": "speed", "value": speed}:
+                self.speed = max(0.0, float(speed))
+            case {"cmd": "breaks", "value": names}:
+                self.breaks = tuple(name for name in BREAKS if name in names)
+            case {"cmd": "inject", "prompt": prompt, "max_tokens": most, "priority": priority}:
+                self.error = ""
+                self._add_request(str(prompt), int(most), int(priority))
+            case {"cmd": "abort", "request": request_id}:
+                self.engine.abort(str(request_id))
+            case {"cmd": "resize", "value": num_usable}:
+                self.engine.resize_pool(int(num_usable))
+            case _:
+                raise PagedEngineError(f"the page asked for {command!r}, which is not known here")
+
+    # ------------------------------------------------------------------ inner workings
+
+    async def _run(self) -> None:
+        while self.is_playing:
+            began = time.monotonic()
+            self._obey()  # which may end playing
+            if not (self.is_playing and self.engine.has_unfinished and self._try_step()):
+                self.is_playing = False
+            elif self._broke:
+                self.stopped_by, self.is_playing = f"paused: {self._broke}", False
+            elif self._is_alone():
+                self.stopped_by, self.is_playing = "paused: no page was looking on", False
+            self._show(at_most=FRAMES_PER_SECOND)
+            pause = LET_GO
+            if self.speed:
+                pause = max(pause, 1 / self.speed - (time.monotonic() - began))
+            await asyncio.sleep(pause)
+        self._show()
+
+    def _try_step(self) -> bool:
+        """One step; what the engine raises is kept to be shown."""
+        self._broke = ""
+        try:
+            if self.engine.has_unfinished:
+                self.engine.step()
+        except Exception as error:
+            self.error = f"the step failed and was rolled back: {type(error).__name__}: {error}"
+            return False
+        return True
+
+    def _is_alone(self) -> bool:
+        """Whether there were pages, and none has been heard of for long."""
+        if not self._pages:
+            return False
+        return time.monotonic() - max(self._pages.values()) > SILENCE
+
+    def _look_for_break(self, event: ev.Event) -> None:
+        if event.kind in self.breaks:
+            of = getattr(event, "request_id", None) or f"block {getattr(event, 'block_id', '')}"
+            self._broke = f"{of} was {event.kind}"
+        elif "full" in self.breaks and isinstance(event, ev.StepEnded):
+            usable = getattr(self.engine.pool, "num_usable", 0)
+            free = self.engine.pool.num_free
+            if usable and usable - free > FULL * usable:
+                self._broke = f"{usable - free} of {usable} usable blocks are in use"
+
+    def _show(self, at_most: float | None = None) -> None:
+        """Let the views send what is new, but not more often than `at_most` times a second."""
+        now = time.monotonic()
+        if at_most is not None and self.is_playing and now - self._shown < 1 / at_most:
+            return
+        self._shown = now
+        for view in list(self._views):
+            view.show()
+
+
+_players: weakref.WeakValueDictionary[int, Player] = weakref.WeakValueDictionary()
+
+
+def player_of(engine: Stepped, add_request: Callable[[str, int, int], object]) -> Player:
+    """The one player of an engine, however many views it has; it lives as long as they do."""
+    player = _players.get(id(engine))
+    if player is None or player.engine is not engine:
+        player = _players[id(engine)] = Player(engine, add_request)
+    return player

@@ -1,0 +1,239 @@
+"""The live view of an engine in a notebook, and of a recorded run.
+
+view = EngineView(engine)     # last in a cell: block map, batch, gauges, texts, controls
+view.play()                   # or press play
+EngineView.replay(log)        # a run from its log alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from paged_engine import events as ev
+from paged_engine.errors import InvalidConfigError
+from paged_engine.replay import copy_state, replay
+from paged_engine.visualizer.lanes import whole
+from paged_engine.visualizer.page import PARTS, replay_page, style_sheet, widget_module
+from paged_engine.visualizer.player import Player, Stepped, player_of
+from paged_engine.visualizer.timeline import Timeline, pack
+
+MOST_SAVED = 200_000  # bytes of a run that a notebook keeps
+_MOST_WORDS = 300  # characters of a prompt that are shown
+
+
+class EngineView(anywidget.AnyWidget):
+    """A view of an engine, and the means to play it.
+
+    Several views of one engine show the same and play it together.
+
+    Args:
+        engine: A :class:`paged_engine.ContinuousEngine` that records events.
+        parts: Which parts to show, of `controls`, `blocks`, `lanes`, `gauges`, `requests`.
+        about: A line about the run; None: model, device and pool.
+
+    Attributes:
+        picked_block, picked_request, picked_position: What the reader last picked in the page.
+
+    Raises:
+        InvalidConfigError: There is no such part, or the engine records no events.
+    """
+
+    _esm = widget_module()
+    _css = style_sheet()
+    parts = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    about = traitlets.Unicode().tag(sync=True)
+    live = traitlets.Bool(True).tag(sync=True)
+    saved = traitlets.Bytes().tag(sync=True)
+    picked_block = traitlets.Int(None, allow_none=True)
+    picked_request = traitlets.Unicode(None, allow_none=True)
+    picked_position = traitlets.Int(None, allow_none=True)
+
+    def __init__(
+        self,
+        engine: Stepped | None,
+        parts: Collection[str] = PARTS,
+        about: str | None = None,
+        *,
+        timeline: Timeline | None = None,
+    ) -> None:
+        shown = [parts] if isinstance(parts, str) else list(parts)
+        if unknown := sorted(set(shown) - set(PARTS)):
+            raise InvalidConfigError(
+                f"a view has no part {', '.join(map(repr, unknown))}; expected some of "
+                f"{', '.join(PARTS)}"
+            )
+        self._sent = 0  # frames that the pages have been sent
+        self._player = None if engine is None else player_of(engine, partial(_inject, engine))
+        if engine is not None:
+            about = _about(engine) if about is None else about
+        self.timeline = _watch(engine) if timeline is None else timeline
+        super().__init__(parts=shown, about=about or "", live=engine is not None)
+        self.on_msg(self._receive)
+        if self._player is not None:
+            self._player.attach(self)
+        self._save()
+
+    @classmethod
+    def replay(
+        cls,
+        log: Iterable[ev.Event] | str | Path,
+        parts: Collection[str] = PARTS,
+        about: str = "a recorded run",
+    ) -> EngineView:
+        """A view of a recorded run, with its own clock and no engine.
+
+        Args:
+            log: Its events, all of them, or the path of a file that `EventLog.to_jsonl` wrote.
+            parts, about: See the class.
+
+        Raises:
+            PagedEngineError: It is not a whole log.
+        """
+        return cls(None, parts, about, timeline=read_timeline(log))
+
+    # ------------------------------------------------------------------ playing
+
+    def play(self) -> None:
+        """Step the engine in the background while it has something to compute."""
+        self._require_player().play()
+
+    def pause(self) -> None:
+        """Stop stepping."""
+        self._require_player().pause()
+
+    def step(self) -> None:
+        """Compute one step."""
+        self._require_player().step()
+
+    def finish(self) -> None:
+        """Run everything to its end at once, whether or not a page looks on."""
+        self._require_player().finish()
+
+    @property
+    def is_playing(self) -> bool:
+        return self._player is not None and self._player.is_playing
+
+    # ------------------------------------------------------------------ the run as a file
+
+    def export_html(self, path: str | Path, title: str = "a run of paged_engine") -> None:
+        """Write the run so far as one page that plays in any browser, without a network."""
+        self.timeline.flush()
+        page = replay_page(self.timeline.document(), title, self.about)
+        Path(path).write_text(page, encoding="utf-8")
+
+    def __repr__(self) -> str:
+        """No address: notebooks are compared."""
+        steps = self.timeline.frames[-1].step if self.timeline.frames else 0
+        return f"EngineView({', '.join(self.parts)}; {steps} steps)"
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _require_player(self) -> Player:
+        if self._player is None:
+            raise InvalidConfigError("this is a recorded run; its page plays it, without Python")
+        return self._player
+
+    def _receive(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        """A page said something."""
+        if message.get("cmd") == "ready":
+            self.timeline.flush()
+            document = self.timeline.document()
+            self._sent = len(self.timeline)
+            self.send(
+                {
+                    "kind": "document",
+                    "to": message.get("page"),
+                    "document": document,
+                    "status": self._status(),
+                }
+            )
+        elif message.get("cmd") == "pick":
+            self.picked_block = message.get("block")
+            self.picked_request = message.get("request")
+            self.picked_position = message.get("position")
+        if self._player is not None:
+            self._player.receive(message)
+
+    def show(self) -> None:
+        """Send the pages what is new."""
+        playing = self.is_playing
+        if not playing:
+            self.timeline.flush()
+        first = max(self._sent, self.timeline.num_dropped)
+        frames = self.timeline.since(first)
+        self._sent = first + len(frames)
+        self.send({"kind": "frames", "first": first, "frames": frames, "status": self._status()})
+        if not playing:
+            self._save()
+
+    def _status(self) -> dict[str, Any]:
+        return {} if self._player is None else self._player.status()
+
+    def _save(self) -> None:
+        """Keep the run where a saved notebook keeps it."""
+        self.saved = pack(self.timeline.document(MOST_SAVED))
+
+
+def read_timeline(log: Iterable[ev.Event] | str | Path) -> Timeline:
+    """The timeline of a recorded run.
+
+    Raises:
+        PagedEngineError: It is not a whole log, or its events do not fit each other.
+    """
+    events = whole(ev.EventLog.from_jsonl(log) if isinstance(log, (str, Path)) else log)
+    replay(events)  # says what does not fit
+    timeline = Timeline(events, most_frames=len(events))
+    return timeline
+
+
+def _watch(engine: Any) -> Timeline:
+    """A timeline of what happened and of what will."""
+    log = engine.log  # raises if there is none
+    recorder = getattr(getattr(engine, "core", None), "recorder", None)
+    base = copy_state(recorder.base) if recorder is not None and log.num_dropped else None
+    tokenizer = getattr(engine, "tokenizer", None)
+    timeline = Timeline(log, base, lambda event: _words(event, tokenizer))
+    log.subscribe(timeline.add)
+    return timeline
+
+
+def _inject(engine: Any, prompt: str, max_tokens: int, priority: int) -> None:
+    from paged_engine.request import SamplingParams
+
+    engine.add_request(prompt, SamplingParams(max_tokens=max_tokens), priority=priority)
+
+
+def _words(event: ev.Queued, tokenizer: Any) -> str:
+    """The prompt as text, if it can be had."""
+    if tokenizer is None:
+        return ""
+    try:
+        text = str(tokenizer.decode(list(event.prompt_token_ids)))
+    except Exception:  # it is shown, nothing more
+        return ""
+    return text if len(text) <= _MOST_WORDS else f"… {text[-_MOST_WORDS:]}"
+
+
+def _about(engine: Any) -> str:
+    """Model, device and pool in a line."""
+    config = engine.config
+    runner = engine.core.runner
+    model = getattr(runner, "model", None)
+    name = (
+        getattr(getattr(model, "config", None), "name_or_path", "")
+        or type(model or runner).__name__
+    )
+    dtype = str(runner.dtype).removeprefix("torch.")
+    return (
+        f"{Path(name).name} · {runner.device} {dtype} · {config.num_blocks} blocks of "
+        f"{config.block_size}"
+    )
+
+
+__all__ = ["EngineView", "read_timeline"]

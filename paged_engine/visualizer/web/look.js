@@ -1,0 +1,83 @@
+// Colours of the theme, and the looks of a request: the same as in visualizer/palette.py.
+
+const COLOURS = [
+  ["#0072b2", "#2389c9"], ["#e69f00", "#e69f00"], ["#009e73", "#009e73"], ["#56b4e9", "#56b4e9"],
+  ["#d55e00", "#d55e00"], ["#cc79a7", "#cc79a7"], ["#d8c700", "#f0e442"],
+];
+const DARK_INK = [false, true, true, true, true, true, true]; // what can be read on each
+const NAMES = ["bg", "fg", "soft", "line", "free", "hatch", "alarm", "accent"];
+
+// The colours as the page computes them now; canvases cannot read variables.
+function readTheme(root) {
+  const style = getComputedStyle(root);
+  const theme = {};
+  for (const name of NAMES) theme[name] = style.getPropertyValue(`--pe-${name}`).trim();
+  theme.dark = luminance(root, style.getPropertyValue("background-color")) < 0.4;
+  return theme;
+}
+
+function luminance(root, colour) {
+  const parts = (colour.match(/[\d.]+/g) || [255, 255, 255]).map(Number);
+  if (parts.length > 3 && parts[3] === 0) return 1;
+  return (0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2]) / 255;
+}
+
+function colourOf(number, theme) {
+  return COLOURS[number % COLOURS.length][theme.dark ? 1 : 0];
+}
+
+function inkOn(number) {
+  return DARK_INK[number % COLOURS.length] ? "#000" : "#fff";
+}
+
+// 0 plain, 1 striped, 2 dotted: tells apart requests of one colour.
+function patternOf(number) {
+  return Math.floor(number / COLOURS.length) % 3;
+}
+
+const tiles = new Map();
+
+// A small repeating picture: stripes, dots, or the hatching of blocks that can be reused.
+function tile(context, kind, colour, scale) {
+  const name = `${kind} ${colour} ${scale}`;
+  if (!tiles.has(name)) {
+    const canvas = document.createElement("canvas");
+    const size = Math.round((kind === "hatch" ? 5 : 4) * scale);
+    canvas.width = canvas.height = size;
+    const c = canvas.getContext("2d");
+    c.fillStyle = c.strokeStyle = colour;
+    if (kind === "stripes") c.fillRect(0, 0, size, Math.ceil(size * 0.34));
+    else if (kind === "dots") {
+      c.arc(size / 2, size / 2, size * 0.24, 0, 7);
+      c.fill();
+    } else {
+      c.lineWidth = 1.3 * scale;
+      for (const shift of [-size, 0, size]) {
+        c.moveTo(shift - 1, size + 1);
+        c.lineTo(shift + size + 1, -1);
+      }
+      c.stroke();
+    }
+    tiles.set(name, canvas);
+  }
+  return context.createPattern(tiles.get(name), "repeat");
+}
+
+// A canvas as wide as its place, sharp on every screen; returns its context, drawn in CSS pixels.
+function fit(canvas, width, height) {
+  const scale = window.devicePixelRatio || 1;
+  const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
+  if (canvas.width !== w || canvas.height !== h) {
+    canvas.width = w;
+    canvas.height = h;
+    canvas.style.height = `${height}px`;
+  }
+  const context = canvas.getContext("2d");
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  return context;
+}
+
+function rounded(context, x, y, w, h, r) {
+  context.beginPath();
+  context.roundRect(x, y, w, h, Math.min(r, w / 2, h / 2));
+}

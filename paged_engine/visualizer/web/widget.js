@@ -1,0 +1,38 @@
+// Where the view meets Jupyter: messages to and from the kernel, and the state that was saved.
+
+const HEARTBEAT = 2000; // milliseconds between two signs of life
+
+async function render({ model, el }) {
+  const page = crypto.randomUUID ? crypto.randomUUID() : String(Math.random());
+  const send = (message) => model.send({ page, ...message });
+  const root = document.createElement("div");
+  el.append(root);
+  const view = new View(root, { parts: model.get("parts"), send: model.get("live") ? send : null });
+  view.setStatus({ about: model.get("about") });
+  root.dataset.testid = "engine-view";
+  root.view = view; // for tests, and for the curious
+  let heard = false; // from the kernel
+  const onMessage = (message) => {
+    if (message.to && message.to !== page) return;
+    heard = true;
+    if (message.kind === "document") view.load(message.document);
+    else if (message.kind === "frames") {
+      if (!view.addFrames(message.first, message.frames)) send({ cmd: "ready" }); // some are missing
+    }
+    if (message.status) view.setStatus(message.status);
+  };
+  model.on("msg:custom", onMessage);
+  const saved = model.get("saved");
+  if (saved && saved.byteLength) {
+    const document = await unpack(saved);
+    if (!heard) view.load(document);
+  }
+  send({ cmd: "ready" });
+  const beat = setInterval(() => send({ cmd: "alive" }), HEARTBEAT);
+  return () => {
+    clearInterval(beat);
+    model.off("msg:custom", onMessage);
+    send({ cmd: "gone" });
+    view.close();
+  };
+}
