@@ -13,9 +13,12 @@ from paged_engine.visualizer.page import replay_page
 from tests.browser.lab import find_browser, open_browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Where CI lacks it that is an error, elsewhere a reason to skip."""
+    """Where CI lacks it that is an error, elsewhere a reason to skip.
+
+    It is closed with its module: while it is open an event loop runs, in which no other can.
+    """
     if find_browser() is None:
         reason = "no Chromium or Chrome is installed"
         if os.environ.get("CI"):
@@ -23,6 +26,18 @@ def browser() -> Iterator[Any]:
         pytest.skip(reason)
     with open_browser() as opened:
         yield opened
+
+
+def settle(page: Any) -> None:
+    """Wait until the page has drawn what it knows."""
+    page.evaluate(
+        """() => new Promise((done) => {
+            const before = view.drawn;
+            view.wake();
+            const look = () => (view.drawn > before ? done() : requestAnimationFrame(look));
+            look();
+        })"""
+    )
 
 
 @pytest.fixture
@@ -41,9 +56,10 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(path.as_uri())
-        page.wait_for_function("window.view && view.drawn > 0")
         count = len(document["frames"])
-        page.wait_for_function(f"view.history.length === {count}")
+        page.wait_for_function(f"window.view && view.history.length === {count}")
+        page.evaluate("view.goTo(view.history.length)")
+        settle(page)
         return page
 
     yield open_page

@@ -194,8 +194,7 @@ class View {
   // Each token on its own, so that it can be picked.
   fillTokens(place, r) {
     const lane = this.book.lanes[r.number];
-    const tokens = lane ? lane.tokens.slice(-r.tokens.length || lane.tokens.length) : [];
-    const known = tokens.filter(([s]) => s <= this.shown.step).slice(0, r.tokens.length);
+    const known = lane ? lane.tokens.filter(([s]) => s <= this.shown.step) : [];
     const offset = r.prompt + r.tokens.length - known.length;
     place.style.opacity = 1;
     place.innerHTML = `<span class="pe-soft">${escapeText(r.words)} </span>` + known

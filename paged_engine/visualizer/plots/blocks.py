@@ -1,12 +1,4 @@
-"""Plots of a run with matplotlib: for a page of text, a talk, or your own figure.
-
-    plot_blocks(engine.log)        who holds which block, when most are in use
-    plot_lanes(engine.log)         who computes what in which step
-    plot_metrics(engine.log)       tokens a second, batch, blocks, latencies (`metric_plots`)
-
-Each returns its Figure, with what it shows in words as `figure.pe_alt`.  They never touch pyplot
-or your settings.  This needs matplotlib; the rest of the visualizer does not.
-"""
+"""The block map as a plot: the pool as a fixed grid."""
 
 from __future__ import annotations
 
@@ -15,26 +7,20 @@ from itertools import groupby
 from typing import Any
 
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
 from paged_engine import events as ev
 from paged_engine.replay import EngineState
-from paged_engine.visualizer.draw_lanes import LanePanel
-from paged_engine.visualizer.lanes import Lane, Run, read_run, state_at
-from paged_engine.visualizer.metric_plots import plot_metrics
+from paged_engine.visualizer.lanes import read_run, state_at
 from paged_engine.visualizer.palette import pattern_of
-from paged_engine.visualizer.plot_looks import Look, Plot, Theme, clipped, shown
-from paged_engine.visualizer.static import message
-
-__all__ = ["Plot", "Theme", "plot_blocks", "plot_lanes", "plot_metrics"]
+from paged_engine.visualizer.plots.looks import Look, Plot, Theme, clipped
 
 _MOST_NAMED = 16
-_WELL = ("stop", "length")
 _POINTS = 72.0  # an inch
-
-
-# The block map -----------------------------------------------------------------------------------
+_HEAD, _EDGE, _LINE = 0.45, 0.15, 0.175  # inches: title, margin, a line of the legend
+_COLUMN = 1.85  # inches: a column of the legend
+_LABELLED = 14.0  # points that a cell needs to hold a number
 
 
 def plot_blocks(
@@ -71,12 +57,20 @@ def plot_blocks(
     counts = f"{state.num_used} of {len(state.blocks)} blocks are in use"
     columns, width = _grid(len(state.blocks))
     rows = -(-max(1, len(state.blocks)) // columns)
+    pool = _Pool(state, look, columns, width / columns * _POINTS)
     if ax is None:
-        figure = Plot(width, 1.2 + width * rows / columns)
+        # placed by hand: the grid has its proportions, and a legend that may be wider than it
+        tall = width * rows / columns
+        height = _HEAD + tall + _LINE * pool.num_lines(width) + 2 * _EDGE
+        figure = Plot(width + 2 * _EDGE, height)
+        figure.set_layout_engine("none")
         figure.set_facecolor(look.bg)
-        ax = figure.add_subplot()
+        below = height - _HEAD - tall
+        ax = figure.add_axes(
+            (_EDGE / figure.get_figwidth(), below / height, width / figure.get_figwidth(), tall / height)
+        )
     figure = ax.get_figure(root=True)
-    _Pool(state, look, columns, width / columns * _POINTS).draw(ax)
+    pool.draw(ax, width)
     look.title(ax, counts + when if title is None else title, width)
     figure.pe_alt = f"{counts}{when}. {_tell_pool(state)}"
     return figure
@@ -96,7 +90,11 @@ class _Pool:
         ]
         self._fills = _fills(state)
 
-    def draw(self, ax: Any) -> None:
+    def num_lines(self, width: float) -> int:
+        """Of the legend."""
+        return -(-len(self._entries()) // max(1, int(width / _COLUMN)))
+
+    def draw(self, ax: Any, width: float) -> None:
         look = self._look
         free, cached, outlines = [], [], []
         areas: dict[int, list[Any]] = {number: [] for number in self._numbers.values()}
@@ -126,7 +124,7 @@ class _Pool:
         look.dress(ax, ticks=False)
         rows = -(-max(1, len(self._holders)) // self._columns)
         ax.set(xlim=(-0.1, self._columns), ylim=(rows, -0.1), aspect="equal")
-        look.legend(ax, self._entries(), 4)
+        look.legend(ax, self._entries(), max(1, int(width / _COLUMN)))
 
     def _square(self, block_id: int, share: float = 1.0) -> list[tuple[float, float]]:
         y, x = divmod(block_id, self._columns)
@@ -135,7 +133,7 @@ class _Pool:
 
     def _label(self, ax: Any) -> None:
         """The number of whoever holds it: on each block, or once on the longest row of them."""
-        large = self._points >= 14
+        large = self._points >= _LABELLED
         longest: dict[int, tuple[int, int]] = {}  # number: how many in a row, and the first
         runs = groupby(
             range(len(self._holders)), key=lambda i: (i // self._columns, self._holders[i])
@@ -185,10 +183,10 @@ class _Pool:
         if state.num_cached:
             entries.append((Patch(**look.cached()), "cached, reusable"))
         if any(len(holders) > 1 for holders in self._holders):
-            entries.append((Line2D([], [], linewidth=0), "in two colours, ×2 and more: shared"))
+            entries.append((Line2D([], [], linewidth=0), "×2, two colours: shared"))
         if any(fill < 1 for fill in self._fills.values()):
             edge = {"edgecolor": look.soft, "linewidth": 0.8}
-            entries.append((Patch(facecolor=look.free, **edge), "outlined: part full"))
+            entries.append((Patch(facecolor=look.free, **edge), "part full"))
         return entries
 
 
@@ -228,51 +226,3 @@ def _tell_pool(state: EngineState) -> str:
     ]
     counts = f"{shared} shared, {state.num_cached} cached and {free} free."
     return f"{counts} {'; '.join(held)}." if held else f"{counts} Nobody holds a block."
-
-
-# The batch lanes ---------------------------------------------------------------------------------
-
-
-def plot_lanes(
-    log: Iterable[ev.Event],
-    *,
-    title: str | None = None,
-    step: int | None = None,
-    theme: Theme = "light",
-    ax: Any = None,
-) -> Any:
-    """A lane for each request over the steps, and the tokens of each step below.
-
-    Args:
-        log: All events of an engine.
-        title: The message; None: one is found in the run.
-        step: A step to mark.
-        theme: "light" or "dark", as the page around it.
-        ax: Axes of yours to draw the lanes in, without the tokens; None: a new figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        PagedEngineError: The log is not whole.
-        InvalidConfigError: There is no such theme.
-    """
-    look, run = Look(theme), read_run(log)
-    below = None
-    if ax is None:
-        tall = len(run.lanes) * (0.28 if len(run.lanes) <= 16 else 0.17)
-        tall = min(max(0.8, tall), 14.0)
-        figure = Plot(10, tall + 2.3)
-        figure.set_facecolor(look.bg)
-        ax, below = figure.subplots(2, sharex=True, height_ratios=[tall, 0.9])
-        _tokens(below, run, look)
-    figure = ax.get_figure(root=True)
-    _lanes(ax, run, look)
-    if step is not None:
-        for axes in (ax, below) if below is not None else (ax,):
-            axes.axvline(step, color=look.fg, linewidth=0.8, linestyle=(0, (3, 2)))
-        ax.annotate(f"after step {step}", (step, 1), (2, -1), "axes fraction") if False else None
-    look.title(ax, message(run) if title is None else title, 10)
-    look.legend(below or ax, _lane_entries(run, look, tokens=below is not None), 6, 0.5)
-    figure.pe_alt = f"{message(run)}. {LanePanel(run, 960).text}"
-    return figure

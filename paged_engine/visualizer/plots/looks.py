@@ -88,7 +88,7 @@ class Look:
             "facecolor": self.free,
             "edgecolor": self.hatch,
             "linewidth": 0,
-            "hatch": "//////",
+            "hatch": "\\\\\\\\",  # the other way than a request's stripes
         }
 
     def dress(self, axes: Any, *, ticks: bool = True) -> None:
@@ -106,7 +106,8 @@ class Look:
 
     def title(self, axes: Any, words: str, width: float, size: float = 11) -> None:
         """The message, on as many lines as it needs."""
-        lines = textwrap.fill(shown(words), round(width * _CHARACTERS_AN_INCH))
+        most = round(width * _CHARACTERS_AN_INCH * 11 / size)
+        lines = "\n".join(textwrap.fill(line, most) for line in shown(words).splitlines())
         axes.set_title(lines, loc="left", color=self.fg, fontsize=size, fontweight="bold")
 
     def legend(

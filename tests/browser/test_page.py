@@ -1,0 +1,253 @@
+"""What the page shows and what it does when it is touched, in a plain page with the same module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from paged_engine.visualizer.timeline import Timeline
+from tests.browser.conftest import settle
+from tests.browser.runs import eventful
+from tests.engine.engine_helpers import greedy, oracle_engine
+
+
+@pytest.fixture
+def page(show: Callable[..., Any]) -> Any:
+    return show(
+        Timeline(eventful().log, describe=lambda event: f"prompt {event.request_id}").document()
+    )
+
+
+def go_to(page: Any, count: int) -> None:
+    page.evaluate(f"view.goTo({count})")
+    settle(page)
+
+
+def colour_at(page: Any, block: int, share: float = 0.3) -> list[int]:
+    """The pixel of a block at that share of its side."""
+    return page.evaluate(
+        f"""() => {{
+            const [x, y] = view.blocks.place({block});
+            const side = view.blocks.grid.cell - 2;
+            const canvas = view.blocks.canvas;
+            const scale = canvas.width / canvas.clientWidth;
+            const c = canvas.getContext("2d");
+            return Array.from(c.getImageData((x + side * {share}) * scale,
+                (y + side * {share}) * scale, 1, 1).data.slice(0, 3));
+        }}"""
+    )
+
+
+def text_of(page: Any, name: str) -> str:
+    return page.inner_text(f'[data-pe="{name}"]')
+
+
+def rgb(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def test_a_block_has_the_colour_of_its_owner(page: Any) -> None:
+    go_to(page, 3)
+    table = page.evaluate("view.shown.requests[0].table")
+    assert colour_at(page, table[0]) == rgb("#0072b2")
+    assert colour_at(page, 23) == rgb("#e9ebef")  # free
+
+
+def test_a_shared_block_has_two_colours_and_a_last_block_is_part_full(page: Any) -> None:
+    found = page.evaluate(
+        """() => { for (let n = 1; n <= view.history.length; n++) {
+            const s = view.history.at(n);
+            const shared = s.ref.findIndex((ref) => ref > 1);
+            if (shared >= 0) return [n, shared];
+        } }"""
+    )
+    go_to(page, found[0])
+    assert colour_at(page, found[1], 0.25) != colour_at(page, found[1], 0.75)
+    assert "ref 2" in page.evaluate(f"view.blocks.describe({found[1]})")
+    go_to(page, 1)
+    last = page.evaluate("view.shown.requests[0].table.at(-1)")  # 11 tokens in blocks of 4
+    assert colour_at(page, last, 0.2) == rgb("#0072b2")
+    assert colour_at(page, last, 0.85) == rgb("#e9ebef")
+
+
+def test_the_line_under_the_map_says_all_of_the_block_under_the_mouse(page: Any) -> None:
+    go_to(page, 4)
+    table = page.evaluate("view.shown.requests[0].table")
+    x, y = page.evaluate(f"view.blocks.place({table[1]})")
+    page.hover('[data-pe="blocks"]', position={"x": x + 4, "y": y + 4})
+    says = text_of(page, "block-says")
+    assert says.startswith(f"block {table[1]} · R0 block 2 of {len(table)} · ref 1 · tokens 4 to 7")
+
+
+def test_a_block_is_picked_by_click_and_by_keys(page: Any) -> None:
+    go_to(page, 4)
+    block = page.evaluate("view.shown.requests[0].table[0]")
+    x, y = page.evaluate(f"view.blocks.place({block})")
+    page.click('[data-pe="blocks"]', position={"x": x + 4, "y": y + 4})
+    assert page.evaluate("view.pick") == {"request": 0, "block": block, "position": None}
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("view.pick.block") == block + 1
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert page.evaluate("view.pick") == {"request": 0, "block": block, "position": None}
+    assert page.inner_text("[role=status]").startswith(f"block {block} ")
+    page.keyboard.press("Escape")
+    assert page.evaluate("view.pick") == {"request": None, "block": None, "position": None}
+
+
+def test_a_picked_request_dims_the_others_and_its_tokens_can_be_picked(page: Any) -> None:
+    go_to(page, 12)
+    others = page.evaluate(
+        "view.shown.requests.filter((r) => r.number !== 0 && r.table.length)[0].table[0]"
+    )
+    before = colour_at(page, others)
+    page.click(".pe-row[data-request='0'] .pe-chip")
+    settle(page)
+    assert colour_at(page, others) != before
+    page.click(".pe-row[data-request='0'] .pe-token >> nth=0")
+    pick = page.evaluate("view.pick")
+    prompt, table = page.evaluate("[view.shown.requests[0].prompt, view.shown.requests[0].table]")
+    assert pick["position"] == prompt
+    assert pick["block"] == table[prompt // 4]
+
+
+def test_scrubbing_goes_back_and_forth_to_the_same_pictures(page: Any) -> None:
+    def picture(count: int) -> Any:
+        go_to(page, count)
+        return page.evaluate("[...document.querySelectorAll('canvas')].map((c) => c.toDataURL())")
+
+    first = picture(10)
+    assert picture(25) != first
+    assert picture(10) == first
+    page.locator('[data-pe="slider"]').fill("17")
+    assert page.evaluate("view.count") == 17
+    page.click('[data-pe="back"]')
+    assert page.evaluate("view.count") == 16
+    page.click('[data-pe="step"]')
+    page.click('[data-pe="live"]')
+    assert page.evaluate("view.cursor") is None
+
+
+def test_a_replay_plays_to_its_end_and_stops(page: Any) -> None:
+    page.select_option('[data-pe="speed"]', "20")
+    go_to(page, page.evaluate("view.history.length") - 6)
+    page.click('[data-pe="play"]')
+    assert text_of(page, "play") == "pause"
+    page.wait_for_function("view.cursor === null && !view.state.playing")
+    assert text_of(page, "play") == "play"
+
+
+def test_a_replay_has_no_controls_that_need_an_engine(page: Any) -> None:
+    for name in ("inject", "pool", "breaks"):
+        assert not page.is_visible(f'[data-pe="{name}"]')
+    assert page.locator(".pe-abort:visible").count() == 0
+
+
+def test_the_lanes_say_what_happened_in_a_step(page: Any) -> None:
+    lane, step = page.evaluate(
+        """() => { view.goTo(view.history.length); view.draw();
+            const row = view.lanes.shown.findIndex((lane) => lane.preempted.length);
+            return [row, view.lanes.shown[row].preempted[0]]; }"""
+    )
+    x = f"40 + ({step} - view.lanes.from - 0.5) * view.lanes.size"
+    describe = f"view.lanes.describe({x}, {lane} * 19 + 9)"
+    assert "preempted" in page.evaluate(describe)
+    describe = "view.lanes.describe(40 + 0.5 * view.lanes.size, 9)"
+    assert page.evaluate(describe).startswith("R0 · step 1 · prefill, 11 tokens")
+    below = "view.lanes.describe(40 + 0.5 * view.lanes.size, 19 * 24)"
+    assert page.evaluate(below).startswith("step 1: 11 tokens of prompt and 0 decoded")
+
+
+def test_every_control_has_a_name(page: Any) -> None:
+    """Those of a live view too."""
+    page.evaluate("view.setStatus({live: true})")
+    settle(page)
+    nameless = page.evaluate(
+        """() => {
+            const named = (e) => e.getAttribute("aria-label") || e.textContent.trim() ||
+                e.closest("label")?.textContent.trim() || e.getAttribute("aria-hidden");
+            const all = document.querySelectorAll("button, input, select, canvas, summary");
+            return [...all].filter((e) => !named(e)).map((e) => e.outerHTML);
+        }"""
+    )
+    assert nameless == []
+
+
+def test_what_the_reader_does_is_sent(page: Any) -> None:
+    page.evaluate("window.sent = []; view.send = (m) => sent.push(m); null")
+    page.evaluate("view.setStatus({ live: true })")
+    settle(page)
+    page.click('[data-pe="play"]')
+    page.click('[data-pe="step"]')
+    page.click('[data-pe="end"]')
+    page.select_option('[data-pe="speed"]', "5")
+    page.click("summary")
+    page.check("input[value=preempted]")
+    page.fill("input[name=prompt]", "hello <b>")
+    page.fill("input[name=max]", "7")
+    page.fill("input[name=priority]", "-1")
+    page.keyboard.press("Enter")
+    page.fill("input[name=usable]", "9")
+    page.click("text=resize the pool")
+    assert page.evaluate("sent") == [
+        {"cmd": "play"},
+        {"cmd": "step"},
+        {"cmd": "end"},
+        {"cmd": "speed", "value": 5},
+        {"cmd": "breaks", "value": ["preempted"]},
+        {"cmd": "inject", "prompt": "hello <b>", "max_tokens": 7, "priority": -1},
+        {"cmd": "resize", "value": 9},
+    ]
+
+
+def test_keys_pressed_in_the_view_do_not_reach_the_notebook(page: Any) -> None:
+    page.evaluate("window.keys = 0; document.addEventListener('keydown', () => keys++)")
+    page.focus('[data-pe="blocks"]')
+    page.keyboard.press("a")
+    assert page.evaluate("keys") == 0
+
+
+def test_text_of_a_model_is_text_and_nothing_else(show: Callable[..., Any]) -> None:
+    timeline = Timeline(eventful().log, describe=lambda _: "<img src=x onerror=alert(1)></script>")
+    page = show(timeline.document())
+    page.click(".pe-row .pe-chip")
+    settle(page)
+    assert page.locator("#view img").count() == 0
+    assert "</script>" in page.inner_text(".pe-row .pe-text >> nth=0")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 700, 1280])
+def test_nothing_is_cut_off_at_any_width(show: Callable[..., Any], width: int, scheme: str) -> None:
+    page = show(Timeline(eventful().log).document(), width=width, scheme=scheme)
+    assert page.evaluate("view.root.classList.contains('pe-dark')") is (scheme == "dark")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    inside = page.evaluate(
+        """() => [...document.querySelectorAll("canvas")].every((c) => {
+            const a = c.getBoundingClientRect(), b = c.parentElement.getBoundingClientRect();
+            return a.right <= b.right + 1 && a.left >= b.left - 1; })"""
+    )
+    assert inside
+
+
+@pytest.mark.parametrize("num_blocks", [1, 5, 4096, 65_536])
+def test_a_pool_of_any_size_is_drawn(show: Callable[..., Any], num_blocks: int) -> None:
+    engine = oracle_engine(num_blocks=num_blocks)
+    engine.add_request([1], greedy(3))
+    engine.step()
+    page = show(Timeline(engine.log).document())
+    grid = page.evaluate("view.blocks.grid")
+    assert grid["columns"] * grid["rows"] >= num_blocks
+    used = page.evaluate("view.shown.requests[0].table[0]")
+    assert (
+        page.evaluate(f"view.blocks.blockAt(...view.blocks.place({used}).map((v) => v + 0.5))")
+        == used
+    )
+    assert page.evaluate("view.blocks.canvas.clientHeight") < 900
+
+
+def test_an_empty_run_is_drawn(show: Callable[..., Any]) -> None:
+    page = show(Timeline().document())
+    assert text_of(page, "where") == "step 0 / 0"
