@@ -66,11 +66,11 @@ def run(options: argparse.Namespace) -> int:
                 break
             _obey(line, conversation)
         elif line.strip():
-            _answer(line.strip(), conversation, is_terminal, options.verbose)
+            answer(line.strip(), conversation, is_terminal, options.verbose)
     return 0
 
 
-def _answer(message: str, conversation: Conversation, is_terminal: bool, verbose: bool) -> None:
+def answer(message: str, conversation: Conversation, is_terminal: bool, verbose: bool) -> None:
     """Print the answer as it comes.
 
     On a terminal Ctrl-C ends only the answer, and a message that cannot be taken is not the last.

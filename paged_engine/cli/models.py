@@ -89,11 +89,15 @@ def load_families() -> dict[str, Any]:
 
 def _print_served(listed: dict[str, Any]) -> None:
     served = [f["family"] for f in listed["families"] if f["outcome"] == SERVED]
-    refused = [f for f in listed["families"] if f["outcome"] == REFUSED]
+    num_refused = sum(f["outcome"] == REFUSED for f in listed["families"])
+    num_others = len(listed["families"]) - len(served) - num_refused
     print(f"Default model: {_about_default(_default_model())}\n")
     print(f"Served: {len(served)} families of transformers {listed['transformers']}")
     print(_wrapped("  ".join(served), "  "))
-    print(f"\nRefused: {len(refused)} families (paged-engine models --refused gives the reasons)")
+    print(f"\nRefused: {num_refused} families (paged-engine models --refused gives the reasons)")
+    if num_others:
+        print(f"Not tried: {num_others} families, of which no small model could be made")
+    print("paged-engine models --check NAME tries any model")
 
 
 def _print_refused(listed: dict[str, Any]) -> None:

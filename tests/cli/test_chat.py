@@ -11,6 +11,7 @@ import pytest
 
 from paged_engine import ContinuousEngine, EngineConfig, SamplingParams
 from paged_engine.cli import main
+from paged_engine.cli.chat import answer
 from paged_engine.cli.conversation import Conversation
 from paged_engine.errors import InvalidRequestError
 from tests.cli.cli_helpers import (
@@ -109,6 +110,17 @@ def test_a_message_that_never_fits_was_not_said() -> None:
     assert talk.turns == turns
     list(talk.ask("x" * 80))  # this one does, without the turn before it
     assert len(talk.turns) == 1
+
+
+def test_a_message_that_cannot_be_taken_ends_a_pipe_but_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    talk = conversation(num_blocks=25)
+    answer("x" * 100, talk, is_terminal=True, verbose=False)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and "the message has 118 tokens" in err
+    with pytest.raises(InvalidRequestError):
+        answer("x" * 100, talk, is_terminal=False, verbose=False)
 
 
 @pytest.fixture

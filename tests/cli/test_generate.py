@@ -70,6 +70,27 @@ def test_several_prompts_are_one_batch_and_come_in_order(
     assert "[Prefill] batch of 4," in done.stderr
 
 
+def test_a_text_is_shown_as_soon_as_it_and_those_before_it_are_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = OracleModel(vocab_size=128)
+    engine = ContinuousEngine(model, ByteTokenizer(), EngineConfig(num_blocks=20))
+    monkeypatch.setattr(generate, "load_engine", lambda *_, **__: engine)
+    texts = {p: bytes(model.continuation([ord(p)], 30)).decode() for p in "abcdefgh"}
+    stop = max(map(chr, range(33, 127)), key=lambda c: len({t.find(c) for t in texts.values()}))
+    ends = {text.find(stop): prompt for prompt, text in texts.items() if stop in text}
+    first, second, third = (ends[at] for at in sorted(ends)[:3])  # in the order of their ends
+    line = [second, first, third]
+    shown: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        generate,
+        "_show_json",
+        lambda prompt, output: shown.append((prompt, len(engine.core.samples))),
+    )
+    main(["generate", *line, "--json", "--stop", stop, "--max-tokens", "30"])
+    assert shown == [(line[0], 1), (line[1], 1), (line[2], 0)]
+
+
 def test_texts_have_titles_where_there_are_several(model_folder: Path, capsys: Streams) -> None:
     arguments = ["generate", "one", "t\nw" + "o" * 90, "--n", "2", "--max-tokens", "5"]
     sampling = ["--temperature", "1", "--seed", "3"]

@@ -21,6 +21,7 @@ FAMILIES = {
         {"family": "llama", "outcome": "identical", "reason": ""},
         {"family": "bloom", "outcome": "refused", "reason": WHY.strip()},
         {"family": "qwen3", "outcome": "identical", "reason": ""},
+        {"family": "blt", "outcome": "not built", "reason": "it needs a patcher"},
     ],
 }
 
@@ -46,6 +47,8 @@ def test_the_served_families_and_the_default_model(listed: Path, capsys: Streams
         "  llama  qwen3",
         "",
         "Refused: 1 families (paged-engine models --refused gives the reasons)",
+        "Not tried: 1 families, of which no small model could be made",
+        "paged-engine models --check NAME tries any model",
     ]
 
 
@@ -98,6 +101,13 @@ def test_a_list_that_is_missing_or_damaged_is_said(
     assert main(["models"]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1) and said in err
+
+
+def test_the_list_of_the_package_is_there() -> None:
+    served, refused = run("models"), run("models", "--refused", "--json")
+    assert (served.returncode, served.stderr) == (0, "") and " llama " in served.stdout
+    families = json.loads(refused.stdout)["families"]
+    assert families and all(family["reason"] for family in families)
 
 
 def test_one_is_served_and_mps_is_the_cpu() -> None:
