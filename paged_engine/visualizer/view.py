@@ -7,6 +7,8 @@ EngineView.replay(log)        # a run from its log alone
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -127,6 +129,14 @@ class EngineView(anywidget.AnyWidget):
         page = replay_page(self.timeline.document(), title, self.about)
         Path(path).write_text(page, encoding="utf-8")
 
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """The widget, and a picture for where widgets are not shown: GitHub, an untrusted clone."""
+        shown = super()._repr_mimebundle_(**options)
+        bundle, *rest = shown if isinstance(shown, tuple) else (shown,)
+        if bundle is not None and (picture := self._picture()):
+            bundle = {**bundle, "image/png": picture}
+        return (bundle, *rest) if isinstance(shown, tuple) else bundle
+
     def __repr__(self) -> str:
         """No address: notebooks are compared."""
         steps = self.timeline.frames[-1].step if self.timeline.frames else 0
@@ -171,6 +181,20 @@ class EngineView(anywidget.AnyWidget):
         self.send({"kind": "frames", "first": first, "frames": frames, "status": self._status()})
         if not playing:
             self._save()
+
+    def _picture(self) -> str | None:
+        """The lanes so far as a PNG in base64; None where matplotlib is missing or nothing ran."""
+        if not any(frame.budget for frame in self.timeline.frames) or self.timeline.num_dropped:
+            return None
+        try:
+            from paged_engine.visualizer.plots import plot_lanes
+        except ImportError:
+            return None
+        file = io.BytesIO()
+        plot_lanes([e for frame in self.timeline.frames for e in frame.events]).savefig(
+            file, format="png", dpi=100
+        )
+        return base64.b64encode(file.getvalue()).decode("ascii")
 
     def _status(self) -> dict[str, Any]:
         return {} if self._player is None else self._player.status()

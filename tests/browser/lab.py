@@ -53,7 +53,7 @@ class Lab:
             path = settings / f"{name.replace(':', '/')}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(values), encoding="utf-8")
-        environment = os.environ | {
+        self._environment = os.environ | {
             "JUPYTER_CONFIG_DIR": str(private / "config"),
             "JUPYTER_DATA_DIR": str(private / "data"),
             "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
@@ -68,7 +68,7 @@ class Lab:
         self.log = private / "lab.log"
         with open(self.log, "wb") as log:
             self._server = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT
+                command, env=self._environment, stdout=log, stderr=subprocess.STDOUT
             )
         self._wait()
 
@@ -91,6 +91,11 @@ class Lab:
         with urllib.request.urlopen(request, timeout=10) as answer:
             text = answer.read()
         return json.loads(text) if text else None
+
+    def trust(self, path: Path) -> None:
+        """Sign a notebook as its author would: widgets of others are not shown."""
+        command = [sys.executable, "-m", "jupyter", "trust", str(path)]
+        subprocess.run(command, env=self._environment, check=True, capture_output=True)
 
     def end_sessions(self) -> None:
         """Kernels outlive pages."""

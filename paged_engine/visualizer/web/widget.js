@@ -4,7 +4,13 @@ const HEARTBEAT = 2000; // milliseconds between two signs of life
 
 async function render({ model, el }) {
   const page = crypto.randomUUID ? crypto.randomUUID() : String(Math.random());
-  const send = (message) => model.send({ page, ...message });
+  const send = (message) => {
+    try {
+      model.send({ page, ...message });
+    } catch {
+      // the kernel is gone: what was saved can still be looked at
+    }
+  };
   const root = document.createElement("div");
   el.append(root);
   const view = new View(root, { parts: model.get("parts"), send: model.get("live") ? send : null });
