@@ -47,7 +47,8 @@ CONSTRAINTS = REPO / "constraints.txt"
 EXTRAS = "notebooks,test"
 STAMP = ".paged_engine_setup.json"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-LANES = ("lint", "types", "model", "tests", "notebooks")
+LANES = ("lint", "types", "model", "browser", "tests", "notebooks")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 # What pip writes when it cannot reach an index, on the platforms that we know of.
 OFFLINE_SIGNS = (
@@ -448,6 +449,25 @@ def fetch_model(environment: Environment) -> int:
     return process.returncode
 
 
+def fetch_browser() -> int:
+    """Install Chromium for the tests of the live view, where Debian's packages may be installed.
+
+    Without a browser those tests are skipped, with the reason; where CI is set, that is an error.
+    """
+    if any(map(shutil.which, BROWSERS)):
+        return 0
+    apt = shutil.which("apt-get")
+    if apt and hasattr(os, "geteuid") and os.geteuid() == 0:
+        variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        say("browser: installing Debian's chromium, about 100 MB, for the tests of the live view")
+        wait_for([apt, "-qq", "update"], variables)
+        wait_for([apt, "-qq", "-y", "--no-install-recommends", "install", "chromium"], variables)
+        if any(map(shutil.which, BROWSERS)):
+            return 0
+    say("browser: there is no Chromium or Chrome here, so the tests of the live view are skipped")
+    return 1 if os.environ.get("CI") else 0
+
+
 def lab(environment: Environment, passed_on: list[str]) -> int:
     """Open JupyterLab on the first notebook; become it, where the system lets us."""
     if fetch_model(environment) != 0:
@@ -543,6 +563,8 @@ def test(environment: Environment, quick: bool, only: list[str], passed_on: list
             if name == "model":
                 say("model: fetching the default model if it is not here yet")
                 code = fetch_model(environment)
+            elif name == "browser":
+                code = fetch_browser()
             else:
                 command = lane_command(name, quick, workers, passed_on)
                 if not command:

@@ -666,6 +666,7 @@ def test_every_lane_runs_and_one_that_fails_is_named(
 
     monkeypatch.setattr(run, "lane_command", command)
     monkeypatch.setattr(run, "fetch_model", lambda environment: 0)
+    monkeypatch.setattr(run, "fetch_browser", lambda: 0)
     here = run.Environment(Path(sys.prefix), Path(sys.executable), ours=False)
     assert run.test(here, quick=True, only=[], passed_on=[]) == 1
     said = capfd.readouterr().out
@@ -675,6 +676,48 @@ def test_every_lane_runs_and_one_that_fails_is_named(
     assert run.test(here, quick=True, only=["types", "tests"], passed_on=[]) == 0
     said = capfd.readouterr().out
     assert "lint" not in said and said.strip().endswith("every lane held")
+
+
+@POSIX
+@pytest.mark.parametrize("ci", [True, False])
+@pytest.mark.parametrize(
+    ("found", "root", "works", "installs", "there"),
+    [
+        (["chromium"], True, True, False, True),
+        (["google-chrome"], False, True, False, True),
+        (["apt-get"], True, True, True, True),
+        (["apt-get"], True, False, True, False),
+        (["apt-get"], False, True, False, False),
+        ([], True, True, False, False),
+    ],
+)
+def test_a_browser_is_installed_where_that_may_be_done(
+    run: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: list[str],
+    root: bool,
+    works: bool,
+    installs: bool,
+    there: bool,
+    ci: bool,
+) -> None:
+    """Where it cannot be had the tests of the view are skipped; in CI that is an error."""
+    known, called = list(found), []
+
+    def wait_for(command: list[str], variables: dict[str, str]) -> int:
+        called.append(command)
+        if "install" in command and works:
+            known.append("chromium")
+        return 0 if works else 100
+
+    monkeypatch.setattr(run.shutil, "which", lambda name: f"/bin/{name}" if name in known else None)
+    monkeypatch.setattr(run, "wait_for", wait_for)
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setenv("CI", "1") if ci else monkeypatch.delenv("CI", raising=False)
+    assert run.fetch_browser() == (0 if there or not ci else 1)
+    assert bool(called) is installs
+    assert ("skipped" in capsys.readouterr().out) is not there
 
 
 def test_the_lanes(run: ModuleType) -> None:
