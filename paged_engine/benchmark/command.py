@@ -69,7 +69,7 @@ def _measure(options: argparse.Namespace, config: EngineConfig, peers: list[str]
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
+    device = choose_device(None if options.device == "auto" else options.device)
     machine = this_machine(device)  # first, so that its load average is that of others
     model, tokenizer, name = _load_model(options, device)
     jobs = _jobs(options, model.config.get_text_config().vocab_size)
@@ -95,10 +95,11 @@ def _measure(options: argparse.Namespace, config: EngineConfig, peers: list[str]
         num_rounds=options.rounds,
     )
     static_batch = options.static_batch or limits.max_num_seqs
-    _say(f"warming up {ours.name}")
+    say = _silent if options.no_progress else _say
+    say(f"warming up {ours.name}")
     ours.warm_up(jobs)
     others = [PEERS[peer](model, limits, static_batch) for peer in peers]
-    standings = compare(others, ours, jobs, options.rounds, model, say=_say)
+    standings = compare(others, ours, jobs, options.rounds, model, say=say)
 
     targets = Targets(options.ttft, options.tpot)
     reports = [taken.report(targets) for taken in ours.runs]
@@ -124,7 +125,8 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> tuple[Any,
     if options.model == TINY:
         model: Any = tiny(max_position_embeddings=4096)  # so that every workload fits
         return model.to(device, dtype), None, "a tiny random llama"
-    _say("loading the model")
+    if not options.no_progress:
+        _say("loading the model")
     model, tokenizer = load_model_and_tokenizer(options.model, dtype=dtype, device=device)
     name = options.model or os.environ.get("PAGED_ENGINE_MODEL") or DEFAULT_MODEL_NAME
     folder = Path(name).expanduser()
@@ -160,6 +162,10 @@ def _load_in_words(options: argparse.Namespace) -> str:
     if options.clients is not None:
         return f"closed loop, clients: {options.clients}"
     return "all requests at once"
+
+
+def _silent(text: str) -> None:
+    """In the place of `_say`."""
 
 
 def _say(text: str) -> None:

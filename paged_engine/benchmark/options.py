@@ -67,7 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model folder, a name on the hub, or tiny for a small random one (default: "
         "$PAGED_ENGINE_MODEL, or SmolLM2-135M-Instruct)",
     )
-    engine.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    engine.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda", "mps"],
+        default="auto",
+        help="default: cuda if there is one, else cpu; mps is not proved to work, and becomes cpu",
+    )
     engine.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "auto"],
@@ -76,9 +81,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--threads", type=int, metavar="N", help="that torch computes with")
     engine.add_argument(
-        "--concurrency", type=int, metavar="N", help="requests in a batch (default: 32)"
+        "--concurrency",
+        "--max-num-seqs",
+        type=int,
+        metavar="N",
+        help="requests in a batch (default: 32)",
     )
-    engine.add_argument("--budget", type=int, metavar="N", help="tokens a step (default: 512)")
+    engine.add_argument(
+        "--budget",
+        "--max-num-batched-tokens",
+        type=int,
+        metavar="N",
+        help="tokens a step (default: 512)",
+    )
+    engine.add_argument(
+        "--max-model-len", type=int, metavar="N", help="positions a request may have"
+    )
     engine.add_argument("--block-size", type=int, metavar="N", help="default: 16")
     engine.add_argument("--num-blocks", type=int, metavar="N", help="KV blocks in the pool")
     engine.add_argument(
@@ -107,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--tpot", type=float, default=0.2, metavar="S", help="target in seconds (default: 0.2)"
     )
+    how.add_argument("--no-progress", action="store_true", help="say nothing on stderr")
     how.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     how.add_argument(
         "--figure", type=Path, metavar="FILE", help=f"draw it: {', '.join(FIGURES)} by its ending"
@@ -122,6 +141,7 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
     limits = {
         "max_num_seqs": options.concurrency,
         "max_num_batched_tokens": options.budget,
+        "max_model_len": options.max_model_len,
         "block_size": options.block_size,
         "num_blocks": options.num_blocks,
     }
