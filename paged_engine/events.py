@@ -364,7 +364,12 @@ class EventLog:
         if isinstance(source, (str, Path)):
             with open(source, encoding="utf-8") as opened:
                 return cls.from_jsonl(opened)
-        events = [from_json(line) for line in source if line.strip()]
+        events = []
+        for number, line in enumerate(source, 1):
+            try:
+                events += [from_json(line)] if line.strip() else []
+            except PagedEngineError as error:
+                raise PagedEngineError(f"line {number}: {error}") from error
         log = cls(max_events=max(1, len(events)))
         for event in events:
             log.append(event)

@@ -16,7 +16,7 @@ _COLOURS = [
     ("sky", "#56b4e9", "#56b4e9", "#000"),
     ("vermilion", "#d55e00", "#d55e00", "#000"),
     ("pink", "#cc79a7", "#cc79a7", "#000"),
-    ("yellow", "#d8c700", "#f0e442", "#000"),
+    ("yellow", "#e0d000", "#f0e442", "#000"),
 ]
 NUM_COLOURS = len(_COLOURS)
 NUM_PATTERNS = 3  # plain, striped, dotted

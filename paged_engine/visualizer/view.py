@@ -18,8 +18,8 @@ import anywidget
 import traitlets
 
 from paged_engine import events as ev
-from paged_engine.errors import InvalidConfigError
-from paged_engine.replay import copy_state, replay
+from paged_engine.errors import InvalidConfigError, PagedEngineError
+from paged_engine.replay import EngineState, copy_state, reduce
 from paged_engine.visualizer.lanes import whole
 from paged_engine.visualizer.page import PARTS, replay_page, style_sheet, widget_module
 from paged_engine.visualizer.player import Player, Stepped, player_of
@@ -211,9 +211,21 @@ def read_timeline(log: Iterable[ev.Event] | str | Path) -> Timeline:
         PagedEngineError: It is not a whole log, or its events do not fit each other.
     """
     events = whole(ev.EventLog.from_jsonl(log) if isinstance(log, (str, Path)) else log)
-    replay(events)  # says what does not fit
-    timeline = Timeline(events, most_frames=len(events))
-    return timeline
+    state, step, time = EngineState(), 0, events[0].time
+    for number, event in enumerate(events, 1):
+        try:
+            if event.step < step or event.time < time:
+                raise PagedEngineError(f"{event.kind} of step {event.step} comes too late")
+            step, time = event.step, event.time
+            reduce(state, event)
+            if isinstance(event, ev.Freed) and min(b.ref_cnt for b in state.blocks) < 0:
+                raise PagedEngineError("a block is given up by nobody who holds it")
+        except (PagedEngineError, IndexError) as error:
+            raise PagedEngineError(
+                f"event {number} does not fit those before it: {error}; expected a log as "
+                f"EventLog.to_jsonl writes it, all of it and in order"
+            ) from error
+    return Timeline(events, most_frames=len(events))
 
 
 def _watch(engine: Any) -> Timeline:

@@ -2,7 +2,7 @@
 
 const COLOURS = [
   ["#0072b2", "#2389c9"], ["#e69f00", "#e69f00"], ["#009e73", "#009e73"], ["#56b4e9", "#56b4e9"],
-  ["#d55e00", "#d55e00"], ["#cc79a7", "#cc79a7"], ["#d8c700", "#f0e442"],
+  ["#d55e00", "#d55e00"], ["#cc79a7", "#cc79a7"], ["#e0d000", "#f0e442"],
 ];
 const DARK_INK = [false, true, true, true, true, true, true]; // what can be read on each
 const NAMES = ["bg", "fg", "soft", "line", "free", "hatch", "alarm", "accent"];

@@ -1,0 +1,149 @@
+"""The widget without a page: what it sends, keeps, exports and refuses."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paged_engine import ContinuousEngine
+from paged_engine.errors import InvalidConfigError, PagedEngineError
+from paged_engine.visualizer import EngineView
+from tests.browser.runs import eventful
+from tests.engine.engine_helpers import greedy, oracle_engine
+
+
+def loaded() -> ContinuousEngine:
+    engine = oracle_engine()
+    for number in (1, 2):
+        engine.add_request([number, 7, 8], greedy(12))
+    return engine
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(EngineView, "send", lambda self, message: messages.append(message))
+    return messages
+
+
+def frames_of(messages: list[dict[str, Any]]) -> list[int]:
+    return [f["s"] for m in messages if m["kind"] == "frames" for f in m["frames"]]
+
+
+def test_a_page_that_is_ready_is_sent_everything_and_then_what_is_new(
+    sent: list[dict[str, Any]],
+) -> None:
+    engine = loaded()
+    engine.step()
+    view = EngineView(engine)
+    view._receive(view, {"cmd": "ready", "page": "p"}, [])
+    (first,) = sent
+    assert (first["kind"], first["to"], first["status"]["playing"]) == ("document", "p", False)
+    assert [f["s"] for f in first["document"]["frames"]] == [1]
+    sent.clear()
+    view.step()
+    view.step()
+    assert frames_of(sent) == [2, 3]
+    view.finish()
+    assert frames_of(sent) == list(range(2, 13))
+    assert repr(view) == "EngineView(controls, blocks, lanes, gauges, requests; 12 steps)"
+
+
+def test_the_run_is_kept_with_the_notebook() -> None:
+    view = EngineView(loaded())
+    view.finish()
+    document = json.loads(zlib.decompress(view.saved))
+    assert [frame["s"] for frame in document["frames"]] == list(range(13))
+    assert len(view.saved) < 3000
+
+
+def test_what_the_reader_picks_is_known_in_python(sent: list[dict[str, Any]]) -> None:
+    view = EngineView(loaded())
+    picked = {"cmd": "pick", "page": "p", "block": 3, "request": "request-0", "position": 7}
+    view._receive(view, picked, [])
+    assert (view.picked_block, view.picked_request, view.picked_position) == (3, "request-0", 7)
+    view._receive(view, {**picked, "block": None, "request": None, "position": None}, [])
+    assert (view.picked_block, view.picked_request, view.picked_position) == (None, None, None)
+
+
+def test_parts_can_be_shown_alone() -> None:
+    engine = loaded()
+    assert EngineView(engine, parts="blocks").parts == ["blocks"]
+    assert EngineView(engine, parts=["lanes", "gauges"]).parts == ["lanes", "gauges"]
+    with pytest.raises(InvalidConfigError, match="no part 'block'; expected some of controls, "):
+        EngineView(engine, parts=["block"])
+
+
+def test_an_engine_that_records_nothing_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match="record_events=True"):
+        EngineView(oracle_engine(record_events=False))
+
+
+def test_a_recorded_run_is_shown_without_an_engine(tmp_path: Path) -> None:
+    engine = eventful()
+    engine.log.to_jsonl(tmp_path / "run.jsonl")
+    view = EngineView.replay(tmp_path / "run.jsonl")
+    assert not view.live and not view.is_playing
+    assert view.timeline.document() == EngineView.replay(engine.log).timeline.document()
+    for act in (view.play, view.pause, view.step, view.finish):
+        with pytest.raises(InvalidConfigError, match="recorded run"):
+            act()
+
+
+def test_a_log_that_lost_its_beginning_is_shown_from_where_it_begins() -> None:
+    engine = oracle_engine(max_events=40)
+    for number in range(6):
+        engine.add_request([number, 7, 8], greedy(12))
+    while engine.has_unfinished:
+        engine.step()
+    assert engine.log.num_dropped
+    view = EngineView(engine)
+    assert view.timeline.key_frame()["num_blocks"] == 32
+    base = engine.core.recorder.base  # type: ignore[union-attr]
+    before = [b.ref_cnt for b in base.blocks]
+    view.timeline._fold()
+    assert [b.ref_cnt for b in base.blocks] == before  # the engine's own is not touched
+
+
+def test_a_page_of_its_own_holds_everything(tmp_path: Path) -> None:
+    view = EngineView(loaded())
+    view.finish()
+    view.export_html(tmp_path / "run.html", title="a <run>")
+    page = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "a &lt;run&gt;" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert len(page) < 100_000
+
+
+# ------------------------------------------------------------------ bad logs
+
+
+def lines() -> list[str]:
+    from paged_engine.events import to_json
+
+    return [to_json(event) for event in eventful().log]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: [*x[:50], x[50][:30]], "line 51: not an event"),
+        (lambda x: ["hello", *x], "line 1: not an event"),
+        (lambda x: [x[0].replace('"version":1', '"version":9'), *x[1:]], "line 1: .*version 9"),
+        (lambda x: x[1:], "does not begin with engine_started"),
+        (lambda x: [], "does not begin with engine_started"),
+        (lambda x: [x[0], *x[20:]], "event 6 does not fit those before it"),
+        (lambda x: [*x[:60], *x[30:40]], "event 61 does not fit .* comes too late"),
+        (lambda x: [x[0].replace('"num_blocks":24', '"num_blocks":1'), *x[1:]], "does not fit"),
+    ],
+)
+def test_a_log_that_is_none_is_refused_and_the_line_named(
+    spoil: Any, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join(spoil(lines())) + "\n", encoding="utf-8")
+    with pytest.raises(PagedEngineError, match=said):
+        EngineView.replay(path)
