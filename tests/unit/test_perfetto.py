@@ -247,7 +247,8 @@ def test_an_arrow_leads_from_each_preemption_to_the_slice_that_makes_up_for_it(
 ) -> None:
     begins = {r["id"]: r for r in of(records, "s")}
     ends = {r["id"]: r for r in of(records, "f")}
-    assert len(begins) == len(of(records, "s")) and ends.keys() <= begins.keys() and ends
+    assert len(begins) == len(of(records, "s")) and len(ends) == len(of(records, "f"))
+    assert ends and ends.keys() <= begins.keys()
     slices = of(records, "X")
     for number, end in ends.items():
         begin = begins[number]

@@ -16,6 +16,8 @@ from paged_engine.visualizer.lanes import read_run, state_at
 from paged_engine.visualizer.palette import pattern_of
 from paged_engine.visualizer.plots.looks import Look, Plot, Theme, clipped
 
+Polygon = list[tuple[float, float]]
+
 _MOST_NAMED = 16
 _POINTS = 72.0  # an inch
 _HEAD, _EDGE, _LINE = 0.45, 0.15, 0.175  # inches: title, margin, a line of the legend
@@ -67,7 +69,12 @@ def plot_blocks(
         figure.set_facecolor(look.bg)
         below = height - _HEAD - tall
         ax = figure.add_axes(
-            (_EDGE / figure.get_figwidth(), below / height, width / figure.get_figwidth(), tall / height)
+            (
+                _EDGE / figure.get_figwidth(),
+                below / height,
+                width / figure.get_figwidth(),
+                tall / height,
+            )
         )
     figure = ax.get_figure(root=True)
     pool.draw(ax, width)
@@ -96,8 +103,10 @@ class _Pool:
 
     def draw(self, ax: Any, width: float) -> None:
         look = self._look
-        free, cached, outlines = [], [], []
-        areas: dict[int, list[Any]] = {number: [] for number in self._numbers.values()}
+        free: list[Polygon] = []
+        cached: list[Polygon] = []
+        outlines: list[tuple[int, Polygon]] = []
+        areas: dict[int, list[Polygon]] = {number: [] for number in self._numbers.values()}
         for block_id, holders in enumerate(self._holders):
             square = self._square(block_id)
             if not holders:
@@ -126,7 +135,7 @@ class _Pool:
         ax.set(xlim=(-0.1, self._columns), ylim=(rows, -0.1), aspect="equal")
         look.legend(ax, self._entries(), max(1, int(width / _COLUMN)))
 
-    def _square(self, block_id: int, share: float = 1.0) -> list[tuple[float, float]]:
+    def _square(self, block_id: int, share: float = 1.0) -> Polygon:
         y, x = divmod(block_id, self._columns)
         right, low = x + self._side * share, y + self._side
         return [(x, y), (right, y), (right, low), (x, low)]
@@ -185,8 +194,8 @@ class _Pool:
         if any(len(holders) > 1 for holders in self._holders):
             entries.append((Line2D([], [], linewidth=0), "×2, two colours: shared"))
         if any(fill < 1 for fill in self._fills.values()):
-            edge = {"edgecolor": look.soft, "linewidth": 0.8}
-            entries.append((Patch(facecolor=look.free, **edge), "part full"))
+            mark = Patch(facecolor=look.free, edgecolor=look.soft, linewidth=0.8)
+            entries.append((mark, "part full"))
         return entries
 
 
@@ -198,7 +207,7 @@ def _grid(number: int) -> tuple[int, float]:
     return columns, 5.5 if columns <= 16 else 7.5 if columns <= 64 else 9.5
 
 
-def _area(ax: Any, polygons: list[list[tuple[float, float]]], **look: Any) -> None:
+def _area(ax: Any, polygons: list[Polygon], **look: Any) -> None:
     """Many polygons as one patch, so that thousands are drawn at once."""
     if not polygons:
         return

@@ -117,9 +117,7 @@ def _draw_lane(ax: Any, lane: Lane, row: int, look: Look, roomy: bool) -> None:
         _mark(ax, border, row, _ENDS[_kind(reason)], look.bg, colour, 6 if roomy else 4.5)
 
 
-def _mark(
-    ax: Any, x: float, y: float, shape: str, inside: str, edge: str, size: float
-) -> None:
+def _mark(ax: Any, x: float, y: float, shape: str, inside: str, edge: str, size: float) -> None:
     ax.plot(
         [x],
         [y],
@@ -181,8 +179,16 @@ def _entries(run: Run, look: Look, tokens: bool) -> list[tuple[Any, str]]:
 
 
 def _sign(shape: str, inside: str, edge: str) -> Any:
-    look = {"markerfacecolor": inside, "markeredgecolor": edge, "markeredgewidth": 1.4}
-    return Line2D([], [], linestyle="", marker=shape, markersize=6, **look)
+    return Line2D(
+        [],
+        [],
+        linestyle="",
+        marker=shape,
+        markersize=6,
+        markerfacecolor=inside,
+        markeredgecolor=edge,
+        markeredgewidth=1.4,
+    )
 
 
 def _kind(reason: str) -> str:

@@ -23,7 +23,7 @@ _HATCHES = ["", "////", "...."]  # plain, striped, dotted
 _CHARACTERS_AN_INCH = 9  # of a title
 
 
-class Plot(Figure):  # type: ignore[misc]  # mypy does not follow matplotlib
+class Plot(Figure):
     """A figure of matplotlib that also says in words what it shows.
 
     Jupyter draws it when it stands last in a cell, with or without `%matplotlib inline`.

@@ -94,7 +94,7 @@ def _rates(ax: Any, run: RunMetrics, look: Look, start: float, end: float) -> st
     line = ax.axhline(mean, color=look.fg, linewidth=1, linestyle="--")
     ax.set_ylabel("output tokens a second")
     ax.legend([line], ["over the run"], fontsize=8, frameon=False, labelcolor=look.fg)
-    words = f"{mean:.1f} tokens/s over the run, {max(rates):.1f} at most"
+    words = f"{mean:.1f} tokens/s, {max(rates):.1f} at most"
     return _titled(ax, look, "Throughput", words)
 
 
