@@ -9,7 +9,7 @@ from typing import Any
 from paged_engine.visualizer.timeline import pack_text
 
 WEB = Path(__file__).with_name("web")
-VIEW = ("state", "look", "blocks", "lanes", "gauges", "layout", "view")
+VIEW = ("state", "look", "blocks", "lanes", "gauges", "layout", "hands", "view")
 PARTS = ("controls", "blocks", "lanes", "gauges", "requests")
 
 _PAGE = """<!doctype html>

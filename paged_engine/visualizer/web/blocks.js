@@ -46,18 +46,12 @@ class BlockMap {
     const { cell } = this.grid;
     const gap = cell >= 9 ? 2 : 1;
     const side = cell - gap;
-    const scale = 1;
-    c.fillStyle = theme.free;
-    const hatch = tile(c, "hatch", theme.hatch, scale);
-    for (let b = 0; b < state.numBlocks; b++) {
+    this.drawFree(c, state.numBlocks, side, theme);
+    c.fillStyle = tile(c, "hatch", theme.hatch, 1);
+    for (const b of state.hash.keys()) {
+      if (state.ref[b] > 0) continue;
       const [x, y] = this.place(b);
-      c.fillStyle = theme.free;
-      rounded(c, x, y, side, side, 2.5);
-      c.fill();
-      if (state.ref[b] === 0 && state.hash.has(b)) {
-        c.fillStyle = hatch;
-        c.fill();
-      }
+      c.fillRect(x, y, side, side);
     }
     for (const [b, owners] of this.owners) {
       const [x, y] = this.place(b);
@@ -69,13 +63,37 @@ class BlockMap {
     for (const [b, mark] of state.marks) this.drawMark(c, b, mark, side, theme);
   }
 
+  // All blocks as if they were free: the same at every step, so it is painted once.
+  drawFree(c, numBlocks, side, theme) {
+    const { width, height } = this.canvas;
+    const name = `${numBlocks} ${side} ${width} ${height} ${theme.free}`;
+    if (this.paper !== name) {
+      this.paper = name;
+      this.ground = document.createElement("canvas");
+      Object.assign(this.ground, { width, height });
+      const ground = this.ground.getContext("2d");
+      ground.setTransform(c.getTransform());
+      ground.fillStyle = theme.free;
+      for (let b = 0; b < numBlocks; b++) {
+        rounded(ground, ...this.place(b), side, side, 2.5);
+        ground.fill();
+      }
+    }
+    c.save();
+    c.resetTransform();
+    c.drawImage(this.ground, 0, 0);
+    c.restore();
+  }
+
   drawOwned(c, x, y, side, owners, state, theme) {
     const [first, second] = owners;
     const full = fillOf(first, state) / state.blockSize;
-    c.save();
-    rounded(c, x, y, side, side, 2.5);
-    c.clip();
+    const plain = !second && full >= 1 && !patternOf(first.request.number);
     c.fillStyle = colourOf(first.request.number, theme);
+    rounded(c, x, y, side, side, 2.5);
+    if (plain) return c.fill();
+    c.save();
+    c.clip();
     if (second) {
       c.fillRect(x, y, side, side);
       c.fillStyle = colourOf(second.request.number, theme);

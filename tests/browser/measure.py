@@ -1,0 +1,192 @@
+"""What the live view costs and how fast the page is, measured in a real browser.
+
+    python -m tests.browser.measure
+
+Run it on a quiet machine.  Throughput with and without a view is measured in one JupyterLab, in
+turns; the rest in a page of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from paged_engine.visualizer.page import replay_page
+from paged_engine.visualizer.timeline import Timeline
+from tests.browser.lab import Lab, Notebook, open_browser
+from tests.engine.engine_helpers import greedy, oracle_engine
+
+ROUNDS = 3
+VIEW = '[data-testid="engine-view"]'
+SETUP = """\
+import asyncio, time
+from paged_engine import ContinuousEngine, SamplingParams
+from paged_engine.visualizer import EngineView
+
+engine = ContinuousEngine.from_pretrained(
+    num_blocks=4096, block_size=16, max_num_seqs=8, enable_prefix_caching=False, progress=False
+)
+params = SamplingParams(max_tokens=96, ignore_eos=True)
+
+def fill():
+    for number in range(8):
+        engine.add_request(list(range(100 + number, 164 + number)), params)
+
+rates = {"alone": [], "viewed": []}
+fill()
+while engine.has_unfinished:
+    engine.step()
+"""
+ALONE = """\
+fill()
+began = time.perf_counter()
+while engine.has_unfinished:
+    engine.step()
+rates["alone"].append(8 * 96 / (time.perf_counter() - began))
+"""
+VIEWED = """\
+fill()
+began = time.perf_counter()
+view.play()
+async def watch():
+    while view.is_playing:
+        await asyncio.sleep(0.01)
+    rates["viewed"].append(8 * 96 / (time.perf_counter() - began))
+watcher = asyncio.get_running_loop().create_task(watch())
+"""
+
+
+def cost_of_the_view(browser: Any) -> None:
+    """Throughput of the default model, batch 8, 4,096 blocks, with a page looking on or without."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as private:
+        notebook = nbformat.v4.new_notebook()
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        cells = (SETUP, "view = EngineView(engine)\nview")
+        notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        nbformat.write(notebook, Path(folder) / "cost.ipynb")
+        lab = Lab(Path(folder), Path(private))
+        try:
+            page = browser.new_page(viewport={"width": 1400, "height": 1100})
+            opened = Notebook(lab, page, "cost.ipynb")
+            opened.run_all()
+            page.wait_for_selector(VIEW, timeout=180_000)
+            page.set_default_timeout(180_000)
+            clicks: list[float] = []
+            for number in range(ROUNDS):
+                opened.run_in_kernel(ALONE)
+                before = page.evaluate(f"document.querySelector('{VIEW}').view.drawn")
+                opened.run_in_kernel(VIEWED)
+                if number == ROUNDS - 1:
+                    clicks = click_times(page)
+                while opened.ask_kernel("len(rates['viewed'])") <= number:
+                    page.wait_for_timeout(500)
+                drawn = page.evaluate(f"document.querySelector('{VIEW}').view.drawn") - before
+                print(f"round {number + 1}: {drawn} pictures drawn", flush=True)
+            rates = opened.ask_kernel("rates")
+        finally:
+            lab.close()
+    for name, values in rates.items():
+        print(f"{name:8}", ", ".join(f"{value:.1f}" for value in values), "tok/s")
+    ratio = statistics.median(rates["viewed"]) / statistics.median(rates["alone"])
+    print(f"with the view {100 * (ratio - 1):+.1f} % throughput")
+    print(f"a click is handled in {statistics.median(clicks):.0f} ms (median of {len(clicks)})")
+
+
+def click_times(page: Any) -> list[float]:
+    """From a click on another speed to the status that says so, while it decodes, in ms."""
+    return page.evaluate(
+        f"""async () => {{
+            const view = document.querySelector('{VIEW}').view;
+            const times = [];
+            for (let i = 0; i < 12; i++) {{
+                const wanted = [["preempted"], ["evicted"]][i % 2];
+                const began = performance.now();
+                view.tell({{ cmd: "breaks", value: wanted }});
+                while (view.state.breaks[0] !== wanted[0]) {{
+                    await new Promise((done) => setTimeout(done, 1));
+                }}
+                times.push(performance.now() - began);
+            }}
+            view.tell({{ cmd: "breaks", value: [] }});
+            return times;
+        }}"""
+    )
+
+
+def run_of(num_blocks: int, batch: int, tokens: int, requests: int) -> Timeline:
+    engine = oracle_engine(num_blocks=num_blocks, max_num_seqs=batch, block_size=16)
+    for number in range(requests):
+        engine.add_request([number % 50, number // 50, 3], greedy(tokens))
+    while engine.has_unfinished:
+        engine.step()
+    return Timeline(engine.log)
+
+
+def show(browser: Any, timeline: Timeline) -> tuple[Any, float, int]:
+    """A page with the run; the milliseconds until it is drawn, and the page's bytes."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    html = replay_page(timeline.document(), "measure", "measure")
+    with tempfile.NamedTemporaryFile("w", suffix=".html", delete=False) as file:
+        file.write(html)
+    page.goto(Path(file.name).as_uri(), wait_until="commit")
+    count = len(timeline.frames)
+    page.wait_for_function(f"window.view && view.history.length === {count} && view.drawn > 1")
+    took = page.evaluate("performance.now()")
+    return page, took, len(html)
+
+
+def frames_a_second(page: Any) -> float:
+    """Drawn while the cursor runs through the history, a step a picture."""
+    return page.evaluate(
+        """async () => {
+            const next = () => new Promise((done) => requestAnimationFrame(done));
+            view.goTo(1);
+            for (let i = 0; i < 10; i++) await next();
+            const before = view.drawn, began = performance.now();
+            let count = 1;
+            while (performance.now() - began < 3000) {
+                view.goTo(1 + (count++ % (view.history.length - 1)));
+                await next();
+            }
+            return (view.drawn - before) / ((performance.now() - began) / 1000);
+        }"""
+    )
+
+
+def main() -> None:
+    """Measure, and print."""
+    with open_browser() as browser:
+        for num_blocks in (4096, 16_384, 65_536):
+            page, _, _ = show(browser, run_of(num_blocks, 32, 60, 32))
+            print(f"{num_blocks} blocks: {frames_a_second(page):.0f} pictures a second", flush=True)
+            page.close()
+        timeline = run_of(4096, 8, 500, 8)
+        page, _, size = show(browser, timeline)
+        print(f"the page of {len(timeline.frames)} steps at batch 8 has {size / 1000:.0f} KB")
+        page.close()
+        timeline = run_of(4096, 32, 150, 330)
+        events = sum(len(frame.events) for frame in timeline.frames)
+        page, took, _ = show(browser, timeline)
+        jumps = page.evaluate(
+            """() => Array.from({length: 60}, (_, i) => {
+                const began = performance.now();
+                view.goTo((i * 7919) % view.history.length);
+                view.draw();
+                return performance.now() - began;
+            })"""
+        )
+        print(
+            f"{events} events, {len(timeline.frames)} steps: loaded in {took / 1000:.2f} s, a jump "
+            f"{statistics.median(jumps):.0f} ms median, {max(jumps):.0f} ms at most",
+            flush=True,
+        )
+        page.close()
+        cost_of_the_view(browser)
+
+
+if __name__ == "__main__":
+    main()
