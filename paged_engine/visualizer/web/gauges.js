@@ -54,7 +54,7 @@ function readGauges(book, state, count) {
     ["batch", String(now.running), `of ${state.maxSeqs} · ${state.preemptions} preempted`,
       rows.map((r) => r.running), 0],
     ["blocks in use", state.numUsable ? percent(state.used / state.numUsable) : "0 %",
-      `waste ${percent(now.waste)} · hits ${hits}`, rows.map((r) => r.used), 1],
+      `${percent(now.waste)} waste, ${hits} hits`, rows.map((r) => r.used), 1],
     ["time to first token", milliseconds(quantile(firsts, 0.5)), "ms, median",
       firsts.length > 1 ? requests.filter((r) => r.firstAt !== null)
         .map((r) => r.firstAt - r.queuedAt) : [], 4],
