@@ -115,7 +115,7 @@ class _Pool:
             elif len(holders) > 1:
                 (x, y), far = square[0], square[2]
                 areas[holders[0]].append([(x, y), (far[0], y), (x, far[1])])
-                areas[holders[0]].append([(far[0], y), far, (x, far[1])])
+                areas[holders[1]].append([(far[0], y), far, (x, far[1])])
             else:
                 fill = self._fills[block_id]
                 areas[holders[0]].append(self._square(block_id, fill))
