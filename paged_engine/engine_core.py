@@ -80,7 +80,7 @@ class EngineCore:
     def abort(self, sample_: Sample) -> None:
         """End a sequence in any state."""
         self.scheduler.abort(sample_.request.request_id)
-        self._end(sample_)
+        self._end(sample_, self.clock())
 
     def step(self) -> None:
         """Compute one step; who got tokens or ended is in `advanced`.
@@ -134,7 +134,7 @@ class EngineCore:
         if self.recorder is not None:
             self.recorder.pool_resized(num_usable)
         for request in ended:
-            self._end(self.samples[request.request_id])
+            self._end(self.samples[request.request_id], self.clock())
 
     @contextmanager
     def undivided(self) -> Iterator[None]:
@@ -281,7 +281,7 @@ class EngineCore:
             elif self.recorder is not None and not request.is_finished:
                 self.recorder.computed(request, now)
             if request.is_finished and request.request_id in self.samples:
-                self._end(sample_)
+                self._end(sample_, now)
         if self.recorder is not None:
             self.recorder.step_ended(output.num_scheduled_tokens)
 
@@ -315,15 +315,15 @@ class EngineCore:
         request.status = status  # one that knows only abort calls every end so
         return block_ids
 
-    def _end(self, sample_: Sample) -> None:
+    def _end(self, sample_: Sample, now: float) -> None:
         """A sample has a final status: tell the log, and forget it."""
         request = sample_.request
-        request.finished_time = self.clock()
+        request.finished_time = now
         text = sample_.finish()
         del self.samples[request.request_id]
         self.advanced[sample_] = None
         if self.recorder is not None:
-            self.recorder.ended(request, text)
+            self.recorder.ended(request, text, now)
 
 
 def as_runner(model: Any, attend: Attend, config: EngineConfig) -> ModelRunner:

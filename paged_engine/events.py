@@ -233,8 +233,8 @@ def to_json(event: Event) -> str:
     return json.dumps({"kind": event.kind, **asdict(event)}, separators=(",", ":"))
 
 
-def from_json(line: str) -> Event:
-    """The event that `to_json` wrote.
+def from_json(line: str, number: int = 1) -> Event:
+    """The event that `to_json` wrote, in the line of that number.
 
     Raises:
         PagedEngineError: The line is not an event that this version knows.
@@ -244,7 +244,8 @@ def from_json(line: str) -> Event:
         cls = EVENT_TYPES[values.pop("kind")]
         if cls is EngineStarted and values.get("version") != FORMAT_VERSION:
             raise PagedEngineError(
-                f"this log has format version {values.get('version')}; expected {FORMAT_VERSION}"
+                f"line {number}: this log has format version {values.get('version')}; expected "
+                f"{FORMAT_VERSION}"
             )
         wanted = {f.name for f in fields(cls) if f.default is MISSING}
         if missing := wanted - values.keys():
@@ -254,8 +255,8 @@ def from_json(line: str) -> Event:
         return cls(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PagedEngineError(
-            f"not an event: {line[:120]!r} ({type(error).__name__}: {error}); expected a line "
-            f"written by EventLog.to_jsonl"
+            f"line {number}: not an event: {line[:120]!r} ({type(error).__name__}: {error}); "
+            f"expected a line written by EventLog.to_jsonl"
         ) from error
 
 
@@ -364,12 +365,7 @@ class EventLog:
         if isinstance(source, (str, Path)):
             with open(source, encoding="utf-8") as opened:
                 return cls.from_jsonl(opened)
-        events = []
-        for number, line in enumerate(source, 1):
-            try:
-                events += [from_json(line)] if line.strip() else []
-            except PagedEngineError as error:
-                raise PagedEngineError(f"line {number}: {error}") from error
+        events = [from_json(line, n) for n, line in enumerate(source, 1) if line.strip()]
         log = cls(max_events=max(1, len(events)))
         for event in events:
             log.append(event)

@@ -115,9 +115,8 @@ class Recorder:
     def token(self, request: Request, token_id: int, text: str, now: float) -> None:
         self.log.append(ev.Token(now, self.step, request.request_id, token_id, text))
 
-    def ended(self, request: Request, text: str = "") -> None:
+    def ended(self, request: Request, text: str, now: float) -> None:
         """The request has a final status and has given up its blocks."""
-        now = self._clock()
         self._sync_table(request, now)
         self._pool_changes(now)
         del self._tables[request]

@@ -162,7 +162,7 @@ def test_memory_that_pays_for_no_block_is_refused() -> None:
     assert oracle_engine(num_blocks=None, kv_cache_memory=192 * 3).config.num_blocks == 3
 
 
-@pytest.mark.parametrize("device", ["mps", "cuda", "cuda:9", "tpu", "", "5"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:9", "tpu", "", "5"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,3 +305,19 @@ def test_a_short_log_still_tells_the_state(max_events: int) -> None:
         assert len(recorder.base.requests) <= len(WORKLOAD) + 2
     assert_served(collected)
     assert engine.log.num_dropped > 0
+
+
+def test_times_in_the_log_never_go_back() -> None:
+    """Whatever ends in the midst of a step, others get their tokens after it."""
+    ticks = iter(range(100_000))
+    engine = oracle_engine(clock=lambda: float(next(ticks)), num_blocks=12)
+    for number in range(5):
+        engine.add_request([number, 7, 8], greedy(2 + 3 * number))
+    engine.step()
+    engine.resize_pool(8)
+    engine.abort("request-4")
+    while engine.has_unfinished:
+        engine.step()
+    times = [event.time for event in engine.log]
+    assert times == sorted(times)
+    assert engine.log.of_kind("finished") and engine.log.of_kind("aborted")
