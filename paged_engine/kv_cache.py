@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from paged_engine.errors import InvalidConfigError
@@ -56,9 +58,8 @@ class PagedKVCache:
         self.block_size = block_size
         self.num_blocks = num_blocks
         size = (shape.num_layers, num_blocks, shape.num_kv_heads, block_size)
-        # Zeros, not whatever memory holds: a masked NaN still spoils a weighted sum.
         self.k, self.v = (
-            torch.zeros((*size, dim), dtype=dtype, device=device) for dim in shape.head_dims
+            _zeros((*size, dim), dtype, torch.device(device)) for dim in shape.head_dims
         )
 
     @property
@@ -153,6 +154,18 @@ def num_blocks_for(
             f"expected room for at least one: give more memory or a smaller block_size"
         )
     return number
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, not whatever memory holds: a masked NaN still spoils a weighted sum.
+
+    On a CPU the system gives zeroed pages when they are first written, so that a large cache costs
+    neither time nor memory before it is used; `torch.zeros` writes all of it at once.
+    """
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(size)
 
 
 def free_memory(device: torch.device) -> int:
