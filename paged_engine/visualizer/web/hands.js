@@ -42,10 +42,11 @@ class Hands {
     this.listenToLanes();
     this.observer = new ResizeObserver(() => this.wake());
     this.observer.observe(root);
-    this.repaint = () => {
+    // a theme's colours come some time after its name
+    this.repaint = () => [0, 100, 400, 1500].forEach((pause) => setTimeout(() => {
       this.theme = null;
       this.wake();
-    };
+    }, pause));
     this.scheme = window.matchMedia("(prefers-color-scheme: dark)");
     this.scheme.addEventListener("change", this.repaint);
     this.watcher = new MutationObserver(this.repaint);
