@@ -148,8 +148,8 @@ def test_two_views_of_one_engine_show_the_same(opened: Callable[..., Notebook]) 
     press(notebook, "play")
     wait_in_view(notebook, "view.history.last.step > 8", which=1)
     press(notebook, "play")
-    wait_in_view(notebook, "!view.state.playing")
-    notebook.page.wait_for_timeout(300)
+    for which in (0, 1):
+        wait_in_view(notebook, "!view.state.playing", which)
     state = "view.history.plainAt(100000)"
     assert in_view(notebook, state, 0) == in_view(notebook, state, 1)
 
@@ -206,8 +206,9 @@ def test_an_exception_of_the_engine_is_shown_in_place(opened: Callable[..., Note
     notebook.run_all()
     wait_in_view(notebook, "view.history.length > 0")
     press(notebook, "play")
-    wait_in_view(notebook, "view.state.error.includes('the card fell out')")
-    assert notebook.page.inner_text(f"{VIEW} >> [role=alert]").startswith("the step failed")
+    notebook.page.wait_for_selector(f"{VIEW} >> [role=alert]:visible", timeout=60_000)
+    said = notebook.page.inner_text(f"{VIEW} >> [role=alert]")
+    assert said.startswith("the step failed") and "the card fell out" in said
     notebook.run_in_kernel("engine.core.runner.forward = working")
     press(notebook, "play")
     wait_in_view(notebook, "view.history.last.step > 3 && !view.state.error")
@@ -224,7 +225,7 @@ def test_the_theme_of_jupyterlab_is_the_views_too(opened: Callable[..., Notebook
 
 
 def test_it_stops_when_the_page_is_gone(opened: Callable[..., Notebook]) -> None:
-    soon = "from paged_engine.visualizer import player\nplayer.SILENCE = 1.0"
+    soon = "from paged_engine.visualizer import player\nplayer.SILENCE = 4.0"
     notebook = opened(SETUP, soon, name="gone.ipynb")
     notebook.run_all()
     wait_in_view(notebook, "view.history.length > 0")
@@ -233,8 +234,8 @@ def test_it_stops_when_the_page_is_gone(opened: Callable[..., Notebook]) -> None
     wait_in_view(notebook, "view.history.last.step > 2")
     notebook.save()
     notebook.page.context.close()
-    time.sleep(2.5)
+    time.sleep(6)
     again = opened(name="gone.ipynb")
     before = steps(again)
     again.page.wait_for_timeout(800)
-    assert steps(again) == before < 90
+    assert steps(again) == before < 90  # it had 120 to compute
