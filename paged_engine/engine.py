@@ -27,7 +27,7 @@ from paged_engine.prompts import Prompt, as_list
 from paged_engine.protocols import BlockPoolProtocol, SchedulerProtocol
 from paged_engine.recorder import Recorder
 from paged_engine.replay import EngineState
-from paged_engine.request import RequestOutput, SamplingParams
+from paged_engine.request import Request, RequestOutput, SamplingParams
 from paged_engine.scheduler import Scheduler
 
 SchedulerFactory = Callable[[EngineConfig, BlockPoolProtocol], SchedulerProtocol]
@@ -45,6 +45,7 @@ class ContinuousEngine:
         block_pool: Your own.
         attention: "sdpa", "reference", or your own function
             (:class:`paged_engine.attention.Attend`).
+        request: Your own class in place of :class:`Request`, derived from it.
         verbose: Print what happens.
         clock: Gives the time in seconds, for tests and simulations.
 
@@ -62,6 +63,7 @@ class ContinuousEngine:
         scheduler: SchedulerProtocol | SchedulerFactory | None = None,
         block_pool: BlockPoolProtocol | None = None,
         attention: str | Attend | None = None,
+        request: type[Request] = Request,
         verbose: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -89,7 +91,7 @@ class ContinuousEngine:
             runner, cast(SchedulerProtocol, scheduler), pool, self.config, recorder, clock
         )
         self.tokenizer = tokenizer
-        self._intake = Intake(tokenizer, self.core, self._is_taken)
+        self._intake = Intake(tokenizer, self.core, self._is_taken, request)
         self._users: dict[str, UserRequest] = {}  # whose last output was not handed out yet
         self._undelivered: list[RequestOutput] = []
 

@@ -21,14 +21,20 @@ class Intake:
         tokenizer: One of transformers, or None.
         core: Whose model and limits count.
         is_taken: Whether a request id is in use.
+        request: What a sequence is kept in.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, core: EngineCore, is_taken: Callable[[str], bool]
+        self,
+        tokenizer: Tokenizer | None,
+        core: EngineCore,
+        is_taken: Callable[[str], bool],
+        request: type[Request] = Request,
     ) -> None:
         self._tokenizer = tokenizer
         self._core = core
         self._is_taken = is_taken
+        self._request = request
         self._seeds = random.Random(core.config.seed)
         self._num_named = 0
 
@@ -66,7 +72,7 @@ class Intake:
         requests: list[Request] = []
         for index in range(params.n):
             requests.append(
-                Request(
+                self._request(
                     _sample_name(name, index, params.n),
                     token_ids,
                     params,
