@@ -254,3 +254,15 @@ def player_of(engine: Stepped, add_request: Callable[[str, int, int], object]) -
     if player is None or player.engine is not engine:
         player = _players[id(engine)] = Player(engine, add_request)
     return player
+
+
+def finish_all() -> list[Any]:
+    """Run every engine that is looked at to its end, before a notebook with its views is saved.
+
+    Returns:
+        The views.
+    """
+    players = list(_players.values())
+    for player in players:
+        player.finish()
+    return [view for player in players for view in player._views]

@@ -133,7 +133,7 @@ class EngineView(anywidget.AnyWidget):
         """The widget, and a picture for where widgets are not shown: GitHub, an untrusted clone."""
         shown = super()._repr_mimebundle_(**options)
         bundle, *rest = shown if isinstance(shown, tuple) else (shown,)
-        if bundle is not None and (picture := self._picture()):
+        if bundle is not None and (picture := self.picture()):
             bundle = {**bundle, "image/png": picture}
         return (bundle, *rest) if isinstance(shown, tuple) else bundle
 
@@ -182,7 +182,7 @@ class EngineView(anywidget.AnyWidget):
         if not playing:
             self._save()
 
-    def _picture(self) -> str | None:
+    def picture(self) -> str | None:
         """The lanes so far as a PNG in base64; None where matplotlib is missing or nothing ran."""
         if not any(frame.budget for frame in self.timeline.frames) or self.timeline.num_dropped:
             return None
