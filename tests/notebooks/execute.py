@@ -71,6 +71,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, scratch: str) -> nbfo
             timeout=TIMEOUT,
             kernel_name="python3",
             store_widget_state=True,
+            coalesce_streams=True,  # else where a print is cut depends on the machine
             resources={"metadata": {"path": str(folder)}},
         )
         client.execute()
