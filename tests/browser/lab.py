@@ -40,12 +40,14 @@ class Lab:
 
     Attributes:
         url: Its address; with `token` it lets one in.
+        folder: What it serves.
     """
 
     def __init__(self, folder: Path, private: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        self.folder = folder
         self.token = secrets.token_hex(16)
         self.url = f"http://127.0.0.1:{port}"
         settings = private / "settings"
