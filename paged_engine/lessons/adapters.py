@@ -52,16 +52,32 @@ class WithoutBlocks:
         self.pool = pool
         self.block_size = config.block_size
         self.max_servable_tokens = config.max_servable_tokens
-        self.max_num_seqs = getattr(scheduler, "max_num_seqs", config.max_num_seqs)
-        self.max_num_batched_tokens = getattr(
-            scheduler, "max_num_batched_tokens", config.max_num_batched_tokens
-        )
+        self._config = config
         self._door: deque[Request] = deque()
         self._inside: dict[str, Request] = {}
 
     @property
     def num_at_the_door(self) -> int:
         return len(self._door)
+
+    @property
+    def max_num_seqs(self) -> int:
+        """The scheduler's own limit, which `engine.set_limits` may change while it runs."""
+        return int(getattr(self.scheduler, "max_num_seqs", self._config.max_num_seqs))
+
+    @max_num_seqs.setter
+    def max_num_seqs(self, number: int) -> None:
+        self.scheduler.max_num_seqs = number
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """As `max_num_seqs`: what the scheduler keeps to, not a copy of it."""
+        limit = getattr(self.scheduler, "max_num_batched_tokens", None)
+        return int(self._config.max_num_batched_tokens if limit is None else limit)
+
+    @max_num_batched_tokens.setter
+    def max_num_batched_tokens(self, number: int) -> None:
+        self.scheduler.max_num_batched_tokens = number
 
     def add(self, request: Request) -> None:
         """Put a request before the door."""

@@ -211,3 +211,19 @@ def test_a_request_that_ends_a_token_early_is_seen_in_the_output() -> None:
     hasty = engine(request=own_request(Hasty)).generate(PROMPTS, PARAMS)
     wanted = engine().generate(PROMPTS, PARAMS)
     assert [len(o.token_ids) for o in hasty] == [len(o.token_ids) - 1 for o in wanted]
+
+
+def test_a_new_limit_reaches_the_readers_scheduler() -> None:
+    """Not only a copy of it, which the log would tell of and nobody keep to."""
+
+    class Limited(Small):
+        max_num_batched_tokens = 64
+
+    mine = Limited(3, 64)
+    own = engine(scheduler=without_blocks(mine))
+    own.set_limits(max_num_seqs=1, max_num_batched_tokens=8)
+    assert (mine.max_num_seqs, mine.max_num_batched_tokens) == (1, 8)
+    assert own.snapshot().max_num_seqs == 1 and own.snapshot().max_num_batched_tokens == 8
+    own.generate(PROMPTS, PARAMS)
+    finished = [e.request_id for e in own.log.of_kind("finished")]  # type: ignore[attr-defined]
+    assert finished == ["request-0", "request-1", "request-2"]  # one after the other
