@@ -1,13 +1,18 @@
 """Steps an engine while a page looks on: play, pause, one step, inject, abort, break.
 
 The kernel is never blocked.  Playing is a task that steps the engine and lets go of the event loop
-after every step, long enough for messages to come in.  What the page asks for is put in a queue,
-and done between two steps.  Nothing waits for a page: without one, `finish` runs the rest at once.
+after every step, long enough for messages to come in.  Nothing waits for a page: without one,
+`finish` runs the rest at once.
+
+Newer kernels hand in a page's messages on a thread of their own, while a cell or a step runs.  Only
+the thread of the event loop touches the engine: what needs it is put in a queue, and done there
+between two steps.  What does not, as pause or another speed, is done and confirmed at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -67,10 +72,16 @@ class Player:
         self._pages: dict[str, float] = {}  # when each was last heard of
         self._shown = 0.0  # when frames were last sent
         self._broke = ""
+        self._loop = _running_loop()  # whose thread may touch the engine
+        self._thread = threading.get_ident()
         self._stop_listening = engine.log.subscribe(self._look_for_break)
 
     def attach(self, view: Any) -> None:
-        """Tell this view, an object with `show()`, when there is something new to be seen."""
+        """Tell this view when there is something new to be seen.
+
+        Args:
+            view: An object with `show()`, and `show_status()`, which is called on any thread.
+        """
         self._views.add(view)
 
     # ------------------------------------------------------------------ from Python
@@ -83,12 +94,12 @@ class Player:
         """
         if self.is_playing:
             return
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        loop = _running_loop()
+        if loop is None:
             raise PagedEngineError(
                 "play needs a running event loop, as in a notebook; elsewhere call finish()"
-            ) from None
+            )
+        self._loop, self._thread = loop, threading.get_ident()
         self.error = self.stopped_by = ""
         self.is_playing = True
         self._task = loop.create_task(self._run())
@@ -139,15 +150,28 @@ class Player:
         """Take a message of a page; it may come on any thread."""
         page = str(message.get("page", ""))
         self._pages[page] = time.monotonic()
-        if message.get("cmd") == "gone":
-            del self._pages[page]
-            if not self._pages and self.is_playing:
-                self.pause()
-        elif message.get("cmd") not in ("alive", "ready", "pick"):
-            self._commands.put(message)
-            if not self.is_playing:  # else it is done after this step
-                self._obey()
-                self._show()
+        match message:
+            case {"cmd": "gone"}:
+                self._pages.pop(page, None)
+                if not self._pages:
+                    self.is_playing = False  # the task shows where it ended
+            case {"cmd": "alive" | "ready" | "pick"}:
+                pass
+            case {"cmd": "pause" | "speed" | "breaks"}:
+                self._try(message)
+                for view in list(self._views):
+                    view.show_status()
+            case _:
+                self._commands.put(message)
+                loop = self._loop
+                if loop is None or loop.is_closed() or threading.get_ident() == self._thread:
+                    self._attend()
+                else:
+                    loop.call_soon_threadsafe(self._attend)
+
+    def _attend(self) -> None:
+        self._obey()
+        self._show()
 
     def _obey(self) -> None:
         """Do what the pages asked for."""
@@ -156,10 +180,13 @@ class Player:
                 command = self._commands.get_nowait()
             except Empty:
                 return
-            try:
-                self._do(command)
-            except Exception as error:  # a page must see it: it has no traceback
-                self.error = f"{type(error).__name__}: {error}"
+            self._try(command)
+
+    def _try(self, command: dict[str, Any]) -> None:
+        try:
+            self._do(command)
+        except Exception as error:  # a page must see it: it has no traceback
+            self.error = f"{type(error).__name__}: {error}"
 
     def _do(self, command: dict[str, Any]) -> None:
         match command:
@@ -192,10 +219,10 @@ class Player:
     # ------------------------------------------------------------------ inner workings
 
     async def _run(self) -> None:
-        while self.is_playing:
+        me = asyncio.current_task()
+        while self.is_playing and self._task is me:  # else there was a pause, and another began
             began = time.monotonic()
-            self._obey()  # which may end playing
-            if not (self.is_playing and self.engine.has_unfinished and self._try_step()):
+            if not (self.engine.has_unfinished and self._try_step()):
                 self.is_playing = False
             elif self._broke:
                 self.stopped_by, self.is_playing = f"paused: {self._broke}", False
@@ -223,7 +250,7 @@ class Player:
         """Whether there were pages, and none has been heard of for long."""
         if not self._pages:
             return False
-        return time.monotonic() - max(self._pages.values()) > SILENCE
+        return time.monotonic() - max([*self._pages.values(), 0.0]) > SILENCE
 
     def _look_for_break(self, event: ev.Event) -> None:
         if event.kind in self.breaks:
@@ -243,6 +270,13 @@ class Player:
         self._shown = now
         for view in list(self._views):
             view.show()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 _players: weakref.WeakValueDictionary[int, Player] = weakref.WeakValueDictionary()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -63,6 +64,8 @@ class Frame:
 class Timeline:
     """Frames of a run, the oldest folded into the key frame when there are too many.
 
+    It can be asked for its document on another thread than that which adds events.
+
     Args:
         events: What happened so far, from the start of the run.
         base: The state before those events, where older ones are gone.
@@ -91,8 +94,11 @@ class Timeline:
         self._most_frames = most_frames
         self._start: float | None = None
         self._open = Frame(0)
+        self._in_step = False
+        self._lock = threading.RLock()
         for event in events:
             self.add(event)
+        self._in_step = False  # a recorded log may end in one
         self.flush()
 
     def __len__(self) -> int:
@@ -101,6 +107,10 @@ class Timeline:
 
     def add(self, event: ev.Event) -> None:
         """Take in the next event."""
+        with self._lock:
+            self._add(event)
+
+    def _add(self, event: ev.Event) -> None:
         if self._start is None:
             self._start = event.time
         frame = self._open
@@ -111,16 +121,22 @@ class Timeline:
             self._words[event.request_id] = "" if self._describe is None else self._describe(event)
         if isinstance(event, ev.StepBegan):
             frame.budget = event.budget
+            self._in_step = True
         elif isinstance(event, ev.StepEnded):
             frame.failed = event.failed
+            self._in_step = False
             self._close()
         else:
             frame.operations.append(self._operation(event))
 
     def flush(self) -> None:
-        """Make a frame of what happened since the last step, if anything did."""
-        if self._open.events:
-            self._close()
+        """Make a frame of what happened since the last step, if anything did.
+
+        What belongs to a step that has not ended stays for that step's frame.
+        """
+        with self._lock:
+            if self._open.events and not self._in_step:
+                self._close()
 
     def since(self, number: int) -> list[dict[str, Any]]:
         """The complete frames from that one on, for JSON.
@@ -172,7 +188,8 @@ class Timeline:
         Args:
             most_bytes: Fold the oldest frames until it takes no more, packed.  None: all.
         """
-        document = {"key": self.key_frame(), "frames": self.since(self.num_dropped)}
+        with self._lock:
+            document = {"key": self.key_frame(), "frames": self.since(self.num_dropped)}
         while most_bytes is not None and len(pack(document)) > most_bytes and self.frames:
             shorter = self._copy()
             for _ in range(max(1, len(self.frames) // 4)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,7 @@ class EngineView(anywidget.AnyWidget):
                 f"{', '.join(PARTS)}"
             )
         self._sent = 0  # frames that the pages have been sent
+        self._lock = threading.RLock()  # pages are answered on another thread than it plays on
         self._player = None if engine is None else player_of(engine, partial(_inject, engine))
         if engine is not None:
             about = _about(engine) if about is None else about
@@ -152,17 +154,7 @@ class EngineView(anywidget.AnyWidget):
     def _receive(self, _: Any, message: dict[str, Any], __: Any) -> None:
         """A page said something."""
         if message.get("cmd") == "ready":
-            self.timeline.flush()
-            document = self.timeline.document()
-            self._sent = len(self.timeline)
-            self.send(
-                {
-                    "kind": "document",
-                    "to": message.get("page"),
-                    "document": document,
-                    "status": self._status(),
-                }
-            )
+            self._send_all(message.get("page"))
         elif message.get("cmd") == "pick":
             self.picked_block = message.get("block")
             self.picked_request = message.get("request")
@@ -173,14 +165,30 @@ class EngineView(anywidget.AnyWidget):
     def show(self) -> None:
         """Send the pages what is new."""
         playing = self.is_playing
-        if not playing:
-            self.timeline.flush()
-        first = max(self._sent, self.timeline.num_dropped)
-        frames = self.timeline.since(first)
-        self._sent = first + len(frames)
-        self.send({"kind": "frames", "first": first, "frames": frames, "status": self._status()})
+        status = self._status()
+        with self._lock:
+            if not playing:
+                self.timeline.flush()
+            first = max(self._sent, self.timeline.num_dropped)
+            frames = self.timeline.since(first)
+            self._sent = first + len(frames)
+            self.send({"kind": "frames", "first": first, "frames": frames, "status": status})
         if not playing:
             self._save()
+
+    def show_status(self) -> None:
+        """Say whether it plays, and how; on any thread, also while a step runs."""
+        self.send({"kind": "status", "status": self._status()})
+
+    def _send_all(self, page: Any) -> None:
+        """All of the run, to a page that has just come or that lacks something."""
+        with self._lock:
+            self.timeline.flush()
+            document = self.timeline.document()
+            # frames that come meanwhile are sent by the next `show`
+            self._sent = document["key"]["first"] + len(document["frames"])
+            status = self._status()
+            self.send({"kind": "document", "to": page, "document": document, "status": status})
 
     def picture(self) -> str | None:
         """The lanes so far as a PNG in base64; None where matplotlib is missing or nothing ran."""

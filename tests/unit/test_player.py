@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,13 @@ class Shown:
     """A view that counts how often it was told."""
 
     def __init__(self) -> None:
-        self.times = 0
+        self.times = self.statuses = 0
 
     def show(self) -> None:
         self.times += 1
+
+    def show_status(self) -> None:
+        self.statuses += 1
 
 
 def loaded(max_tokens: int = 20, **options: Any) -> ContinuousEngine:
@@ -85,6 +89,69 @@ def test_pause_takes_effect_at_once_and_a_step_is_one_step() -> None:
         assert steps(engine) == frozen + 1
 
     asyncio.run(main())
+
+
+def test_pages_on_other_threads_are_answered_during_a_step_and_never_touch_the_engine() -> None:
+    """As kernels do it that hand in messages on a thread of their own."""
+    engine = loaded(max_tokens=60)
+    player, view = player_for(engine), Shown()
+    player.attach(view)
+    inside, go_on = threading.Event(), threading.Event()
+    threads: set[int] = set()
+    step = engine.step
+
+    def slow_step() -> list[Any]:
+        threads.add(threading.get_ident())
+        if steps(engine) == 3:
+            inside.set()
+            assert go_on.wait(10)
+        return step()
+
+    engine.step = slow_step  # type: ignore[method-assign]
+
+    def page() -> None:
+        assert inside.wait(10)
+        player.receive({"page": "p", "cmd": "speed", "value": 900})
+        player.receive(
+            {"page": "p", "cmd": "inject", "prompt": "!", "max_tokens": 3, "priority": 0}
+        )
+        assert (player.speed, view.statuses) == (900.0, 1)
+        assert len(engine.log.of_kind("queued")) == 2  # it waits for the step to end
+        player.receive({"page": "p", "cmd": "pause"})
+        assert not player.is_playing and view.statuses == 2
+        player.receive({"page": "p", "cmd": "play"})
+        go_on.set()
+
+    async def main() -> None:
+        player.play()
+        other = threading.Thread(target=page)
+        other.start()
+        await until(lambda: len(engine.log.of_kind("queued")) == 3)
+        await until(lambda: not engine.has_unfinished and not player.is_playing)
+        other.join()
+
+    asyncio.run(main())
+    assert engine.log.of_kind("queued")[-1].step == 4
+    assert threads == {threading.get_ident()}
+    assert not player.error
+
+
+def test_two_presses_in_a_long_pause_do_not_play_twice() -> None:
+    engine = loaded(max_tokens=60)
+    player = player_for(engine)
+
+    async def main() -> None:
+        player.receive({"cmd": "speed", "value": 10})
+        player.play()
+        await until(lambda: steps(engine) == 1)
+        player.receive({"cmd": "pause"})
+        player.receive({"cmd": "play"})
+        await until(lambda: steps(engine) == 2)
+        await asyncio.sleep(0.25)
+        player.pause()
+
+    asyncio.run(main())
+    assert steps(engine) in (3, 4)
 
 
 def test_requests_come_and_go_while_it_plays() -> None:

@@ -43,6 +43,17 @@ def test_flush_makes_a_frame_of_what_no_step_has_taken_yet_and_nothing_of_nothin
     assert timeline.since(1) == [{"s": 0, "t": 1.5, "b": 0, "f": 0, "o": [["u", 3]]}]
 
 
+def test_a_step_is_one_frame_also_when_a_page_asks_in_the_middle_of_it() -> None:
+    log = eventful().log
+    timeline = Timeline()
+    for event in log:
+        timeline.add(event)
+        if event.step:
+            timeline.flush()
+    assert len([f for f in timeline.frames if f.budget]) == len(log.of_kind("step_ended"))
+    assert all(f.budget or not any(o[0] == "d" for o in f.operations) for f in timeline.frames)
+
+
 def test_old_frames_fold_into_the_key_frame() -> None:
     log = eventful().log
     timeline = Timeline(log, most_frames=12)

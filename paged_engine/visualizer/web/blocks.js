@@ -27,11 +27,12 @@ class BlockMap {
   draw(state, width, theme, pick) {
     const grid = (this.grid = gridOf(state.numBlocks, width));
     this.state = state;
+    const detailed = grid.cell >= DETAILED;
+    if (!detailed && !this.paintPixels(state, width, theme, pick)) return; // it is there already
     const c = fit(this.canvas, width, grid.rows * grid.cell);
     c.clearRect(0, 0, width, grid.rows * grid.cell);
-    this.owners = ownersOf(state);
-    if (grid.cell >= DETAILED) this.drawCells(c, state, theme, pick);
-    else this.drawPixels(c, state, theme, pick);
+    if (detailed) this.drawCells(c, state, theme, pick);
+    else this.drawPixels(c);
     if (pick.request !== null) this.drawTable(c, state.requests[pick.request], theme);
     if (pick.position !== null) this.drawSlot(c, state, theme, pick);
     if (pick.block !== null && pick.block < state.numBlocks) this.drawRing(c, pick.block, theme);
@@ -53,13 +54,19 @@ class BlockMap {
       const [x, y] = this.place(b);
       c.fillRect(x, y, side, side);
     }
-    for (const [b, owners] of this.owners) {
-      const [x, y] = this.place(b);
+    const shared = new Set();
+    for (const request of state.requests) {
+      if (!request || !request.table.length) continue;
+      c.globalAlpha = pick.request === null || request.number === pick.request ? 1 : 0.22;
+      this.drawOwned(c, side, request, state, theme, shared);
+    }
+    for (const b of shared) {
+      const owners = this.ownersOf(b);
       const lit = pick.request === null || owners.some((o) => o.request.number === pick.request);
       c.globalAlpha = lit ? 1 : 0.22;
-      this.drawOwned(c, x, y, side, owners, state, theme);
-      c.globalAlpha = 1;
+      this.drawShared(c, b, side, owners, theme);
     }
+    c.globalAlpha = 1;
     for (const [b, mark] of state.marks) this.drawMark(c, b, mark, side, theme);
   }
 
@@ -85,38 +92,66 @@ class BlockMap {
     c.restore();
   }
 
-  drawOwned(c, x, y, side, owners, state, theme) {
-    const [first, second] = owners;
-    const full = fillOf(first, state) / state.blockSize;
-    const plain = !second && full >= 1 && !patternOf(first.request.number);
-    c.fillStyle = colourOf(first.request.number, theme);
-    rounded(c, x, y, side, side, 2.5);
-    if (plain) return c.fill();
-    c.save();
-    c.clip();
-    if (second) {
-      c.fillRect(x, y, side, side);
-      c.fillStyle = colourOf(second.request.number, theme);
-      c.beginPath();
-      c.moveTo(x + side, y);
-      c.lineTo(x + side, y + side);
-      c.lineTo(x, y + side);
-      c.fill();
-    } else {
-      c.fillRect(x, y, full >= 1 ? side : Math.max(1.5, Math.round(side * full)), side);
-    }
-    const pattern = patternOf(first.request.number);
+  // The blocks of a request: its full ones are one shape, filled once.  Notes which are shared.
+  drawOwned(c, side, request, state, theme, shared) {
+    const { number, table } = request;
+    const partial = [];
+    const colour = (c.fillStyle = colourOf(number, theme));
+    c.beginPath();
+    table.forEach((b, index) => {
+      if (state.ref[b] > 1) shared.add(b);
+      else if (fillOf({ request, index }, state) < state.blockSize) partial.push(index);
+      else {
+        const [x, y] = this.place(b);
+        c.roundRect(x, y, side, side, Math.min(2.5, side / 2));
+      }
+    });
+    c.fill();
+    const pattern = patternTile(c, number, theme);
     if (pattern) {
-      c.fillStyle = tile(c, pattern === 1 ? "stripes" : "dots", theme.bg, 1);
-      c.fillRect(x, y, side, side);
+      c.fillStyle = pattern;
+      c.fill();
     }
-    c.restore();
-    if (!second && full < 1) {
-      c.strokeStyle = colourOf(first.request.number, theme);
+    for (const index of partial) {
+      const [x, y] = this.place(table[index]);
+      const full = fillOf({ request, index }, state) / state.blockSize;
+      c.save();
+      rounded(c, x, y, side, side, 2.5);
+      c.clip();
+      c.fillStyle = colour;
+      c.fillRect(x, y, Math.max(1.5, Math.round(side * full)), side);
+      if (pattern) {
+        c.fillStyle = pattern;
+        c.fillRect(x, y, side, side);
+      }
+      c.restore();
+      c.strokeStyle = colour;
       c.lineWidth = 1;
       rounded(c, x + 0.5, y + 0.5, side - 1, side - 1, 2);
       c.stroke();
     }
+  }
+
+  // Half in the colour of its first owner, half in that of the second.
+  drawShared(c, block, side, [first, second], theme) {
+    const [x, y] = this.place(block);
+    c.save();
+    rounded(c, x, y, side, side, 2.5);
+    c.clip();
+    c.fillStyle = colourOf(first.request.number, theme);
+    c.fillRect(x, y, side, side);
+    c.fillStyle = colourOf(second.request.number, theme);
+    c.beginPath();
+    c.moveTo(x + side, y);
+    c.lineTo(x + side, y + side);
+    c.lineTo(x, y + side);
+    c.fill();
+    const pattern = patternTile(c, first.request.number, theme);
+    if (pattern) {
+      c.fillStyle = pattern;
+      c.fillRect(x, y, side, side);
+    }
+    c.restore();
   }
 
   // What the last step did: a ring for allocated, a dot for a hit, a cross for evicted, ...
@@ -149,28 +184,44 @@ class BlockMap {
     c.setLineDash([]);
   }
 
-  drawPixels(c, state, theme, pick) {
+  // A pixel a block.  Returns whether the map looks other than it did.
+  paintPixels(state, width, theme, pick) {
     const { columns, rows, cell } = this.grid;
-    if (this.pixels.width !== columns || this.pixels.height !== rows) {
+    if (!this.image || this.image.width !== columns || this.image.height !== rows) {
       this.pixels.width = columns;
       this.pixels.height = rows;
+      this.image = new ImageData(columns, rows);
+      this.words = new Uint32Array(columns * rows);
     }
-    const context = this.pixels.getContext("2d");
-    const image = context.createImageData(columns, rows);
-    const words = new Uint32Array(image.data.buffer);
+    const { words } = this;
     words.fill(word(theme.free), 0, state.numBlocks);
     const hatch = word(theme.hatch);
     for (const b of state.hash.keys()) if (state.ref[b] === 0) words[b] = hatch;
-    const dimmed = word(theme.line);
     const shared = word(theme.fg);
-    for (const [b, owners] of this.owners) {
-      const lit = pick.request === null || owners.some((o) => o.request.number === pick.request);
-      if (!lit) words[b] = dimmed;
-      else words[b] = owners.length > 1 ? shared : word(colourOf(owners[0].request.number, theme));
+    const paint = (request, colour) => {
+      for (const b of request.table) words[b] = state.ref[b] > 1 ? shared : colour;
+    };
+    const picked = state.requests[pick.request];
+    for (const request of state.requests) {
+      if (!request) continue;
+      if (pick.request === null) paint(request, word(colourOf(request.number, theme)));
+      else for (const b of request.table) words[b] = word(theme.line);
     }
+    if (picked) paint(picked, word(colourOf(picked.number, theme)));
     const alarm = word(theme.alarm);
     for (const [b, mark] of state.marks) if (mark === "evicted") words[b] = alarm;
-    context.putImageData(image, 0, 0);
+    const around = [width, cell, devicePixelRatio, pick.block, pick.position, theme.fg].join();
+    const painted = new Uint32Array(this.image.data.buffer);
+    // a picked request has lines and numbers over its blocks, which may change without them
+    if (!picked && around === this.around && words.every((w, b) => w === painted[b])) return false;
+    this.around = picked ? null : around;
+    painted.set(words);
+    return true;
+  }
+
+  drawPixels(c) {
+    const { columns, rows, cell } = this.grid;
+    this.pixels.getContext("2d").putImageData(this.image, 0, 0);
     c.imageSmoothingEnabled = false;
     c.drawImage(this.pixels, 0, 0, columns * cell, rows * cell);
   }
@@ -242,15 +293,26 @@ class BlockMap {
       ? block : null;
   }
 
+  // Who holds a block, and as which of its blocks.
+  ownersOf(block) {
+    const owners = [];
+    if (!this.state.ref[block]) return owners;
+    for (const request of this.state.requests) {
+      const index = request ? request.table.indexOf(block) : -1;
+      if (index >= 0) owners.push({ request, index });
+    }
+    return owners;
+  }
+
   // What is known of a block, in words.
   describe(block) {
     const { state } = this;
     if (!state || block === null || block >= state.numBlocks) return "";
     const hash = state.hash.get(block);
     const known = hash ? ` · hash ${hash}` : "";
-    const owners = this.owners.get(block);
+    const owners = this.ownersOf(block);
     const mark = state.marks.has(block) ? ` · just ${state.marks.get(block)}` : "";
-    if (!owners) {
+    if (!owners.length) {
       return `block ${block} · ${hash ? "free, cached" : "free"}${known}${mark}`;
     }
     const parts = owners.map((o) => `R${o.request.number} block ${o.index + 1} of ` +
@@ -261,20 +323,6 @@ class BlockMap {
     return `block ${block} · ${parts.join(", ")} · ref ${state.ref[block]} · ${tokens}` +
       `${known}${mark}`;
   }
-}
-
-// For each block in use who holds it, and as which of its blocks.
-function ownersOf(state) {
-  const owners = new Map();
-  for (const request of state.requests) {
-    if (!request) continue;
-    request.table.forEach((block, index) => {
-      const known = owners.get(block);
-      if (known) known.push({ request, index });
-      else owners.set(block, [{ request, index }]);
-    });
-  }
-  return owners;
 }
 
 // How many tokens of its owner a block holds.

@@ -2,11 +2,14 @@
 
 const WINDOW = 20; // frames over which the speed is taken
 const SPARK = 160; // frames that a line shows
+const GAUGES = ["throughput", "batch", "blocks in use", "time to first token",
+  "between tokens, p50 / p99"];
 
 // One row of values a frame, gathered as frames come.
 class GaugeBook {
   constructor() {
     this.rows = [];
+    this.gaps = new SortedGaps();
   }
 
   // `state` is that after the frame.
@@ -33,32 +36,72 @@ class GaugeBook {
   }
 }
 
+// All gaps between tokens in order of size.  A run has one a token, so only new ones are sorted.
+class SortedGaps {
+  constructor() {
+    this.clear();
+  }
+
+  clear() {
+    this.values = new Float64Array(256);
+    this.length = 0;
+    this.taken = []; // of each request, how many are in already
+  }
+
+  // Returns them, for the requests of a state.
+  read(requests) {
+    const back = this.taken.some((taken, number) => (requests[number]?.gaps.length ?? 0) < taken);
+    if (back) this.clear(); // the cursor went back
+    const fresh = [];
+    for (const r of requests) {
+      if (!r) continue;
+      for (let i = this.taken[r.number] ?? 0; i < r.gaps.length; i++) fresh.push(r.gaps[i]);
+      this.taken[r.number] = r.gaps.length;
+    }
+    this.merge(Float64Array.from(fresh).sort());
+    return this.values.subarray(0, this.length);
+  }
+
+  merge(fresh) {
+    let old = this.length - 1;
+    this.length += fresh.length;
+    if (this.length > this.values.length) {
+      const longer = new Float64Array(2 * this.length);
+      longer.set(this.values);
+      this.values = longer;
+    }
+    // from the end, so that each moves once
+    for (let to = this.length - 1, next = fresh.length - 1; next >= 0; to--) {
+      this.values[to] = old >= 0 && this.values[old] > fresh[next]
+        ? this.values[old--] : fresh[next--];
+    }
+  }
+}
+
 function quantile(sorted, share) {
   if (!sorted.length) return null;
   return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
 }
 
-// What the gauges say after `count` frames: [title, value, unit, values of the line, colour].
+// What the gauges say after `count` frames: [value, unit, values of the line, colour].
 function readGauges(book, state, count) {
   const rows = book.rows.slice(Math.max(0, count - SPARK), count);
   const now = rows[rows.length - 1] || { speed: 0, running: 0, used: 0, waste: 0 };
-  const requests = state.requests.filter(Boolean);
-  const gaps = requests.flatMap((r) => r.gaps).sort((a, b) => a - b);
-  const firsts = requests.filter((r) => r.firstAt !== null)
-    .map((r) => r.firstAt - r.queuedAt).sort((a, b) => a - b);
+  const gaps = book.gaps.read(state.requests);
+  const waits = state.requests.filter((r) => r && r.firstAt !== null)
+    .map((r) => r.firstAt - r.queuedAt);
+  const firsts = Float64Array.from(waits).sort();
   const percent = (value) => `${Math.round(100 * value)} %`;
   const hits = state.promptTokens ? percent(state.hitTokens / state.promptTokens) : "0 %";
   return [
-    ["throughput", now.speed >= 100 ? now.speed.toFixed(0) : now.speed.toFixed(1), "tok/s",
+    [now.speed >= 100 ? now.speed.toFixed(0) : now.speed.toFixed(1), "tok/s",
       rows.map((r) => r.speed), 2],
-    ["batch", String(now.running), `of ${state.maxSeqs} · ${state.preemptions} preempted`,
+    [String(now.running), `of ${state.maxSeqs} · ${state.preemptions} preempted`,
       rows.map((r) => r.running), 0],
-    ["blocks in use", state.numUsable ? percent(state.used / state.numUsable) : "0 %",
+    [state.numUsable ? percent(state.used / state.numUsable) : "0 %",
       `${percent(now.waste)} waste, ${hits} hits`, rows.map((r) => r.used), 1],
-    ["time to first token", milliseconds(quantile(firsts, 0.5)), "ms, median",
-      firsts.length > 1 ? requests.filter((r) => r.firstAt !== null)
-        .map((r) => r.firstAt - r.queuedAt) : [], 4],
-    ["between tokens, p50 / p99", milliseconds(quantile(gaps, 0.5)),
+    [milliseconds(quantile(firsts, 0.5)), "ms, median", waits.length > 1 ? waits : [], 4],
+    [milliseconds(quantile(gaps, 0.5)),
       `/ ${milliseconds(quantile(gaps, 0.99))} ms`, rows.map((r) => r.gap ?? 0), 5],
   ];
 }

@@ -40,7 +40,10 @@ class Hands {
     on("requests", "click", (e) => this.clickRequests(e));
     this.listenToBlocks();
     this.listenToLanes();
-    this.observer = new ResizeObserver(() => this.wake());
+    this.observer = new ResizeObserver(() => {
+      this.sizes = null;
+      this.wake();
+    });
     this.observer.observe(root);
     // a theme's colours come some time after its name
     this.repaint = () => [0, 100, 400, 1500].forEach((pause) => setTimeout(() => {
@@ -60,7 +63,7 @@ class Hands {
     if (!canvas) return;
     canvas.addEventListener("mousemove", (e) => {
       this.hoverBlock = this.blocks.describe(this.blocks.blockAt(e.offsetX, e.offsetY));
-      this.find("block-says").textContent = this.hoverBlock;
+      put(this.find("block-says"), "textContent", this.hoverBlock);
     });
     canvas.addEventListener("mouseleave", () => {
       this.hoverBlock = null;
@@ -88,7 +91,7 @@ class Hands {
     if (!canvas) return;
     canvas.addEventListener("mousemove", (e) => {
       this.hoverLane = this.lanes.describe(e.offsetX, e.offsetY);
-      this.find("lane-says").textContent = this.hoverLane;
+      put(this.find("lane-says"), "textContent", this.hoverLane);
     });
     canvas.addEventListener("mouseleave", () => {
       this.hoverLane = null;
@@ -128,8 +131,8 @@ class Hands {
   }
 
   pickBlock(block, withOwner) {
-    const owners = block === null ? null : this.blocks.owners.get(block);
-    const request = withOwner && owners ? owners[0].request.number : null;
+    const [owner] = block === null ? [] : this.blocks.ownersOf(block);
+    const request = withOwner && owner ? owner.request.number : null;
     this.setPick({ request, block, position: null });
   }
 
@@ -137,15 +140,15 @@ class Hands {
     this.pick = pick;
     const id = this.history.last.requests[pick.request]?.id ?? null;
     this.tell({ cmd: "pick", block: pick.block, request: id, position: pick.position });
-    if (this.blocks) this.status.textContent = this.blocks.describe(pick.block);
+    if (this.blocks) put(this.status, "textContent", this.blocks.describe(pick.block));
     this.wake();
   }
 
   // Move the cursor; at the end it follows what comes.
-  goTo(count) {
+  goTo(count, whole = true) {
     const bounded = Math.max(0, Math.min(this.history.length, count));
     this.cursor = bounded === this.history.length ? null : bounded;
-    this.wake();
+    this.wake(whole);
   }
 
   goToStep(step) {
@@ -161,7 +164,7 @@ class Hands {
     this.setStatus({ playing: true });
     const pause = 1000 / (this.state.speed || REPLAY_SPEED);
     this.timer = setInterval(() => {
-      this.goTo(this.count + 1);
+      this.goTo(this.count + 1, false);
       if (this.cursor === null) this.stopReplay();
     }, pause);
   }

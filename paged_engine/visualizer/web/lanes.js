@@ -111,25 +111,13 @@ class Lanes {
     c.globalAlpha = dim ? 0.3 : 1;
     c.fillStyle = theme.fg;
     c.fillText(`R${lane.number}`, 4, y);
-    c.strokeStyle = theme.hatch;
-    c.lineWidth = 1.2;
-    const waits = lane.waitingSince === null ? lane.waits
-      : [...lane.waits, [lane.waitingSince, this.lastStep()]];
-    c.beginPath();
-    for (const [start, end] of waits) {
-      const until = Math.min(end, step);
-      if (until <= from || until <= start) continue;
-      c.moveTo(x(Math.max(start, from)), y);
-      c.lineTo(x(until), y);
-    }
-    c.setLineDash([4, 3]);
-    c.stroke();
-    c.setLineDash([]);
-    for (const [s, kind, count] of lane.parts) {
-      if (s <= from || s > to) continue;
-      c.globalAlpha = (dim ? 0.3 : 1) * (s > step ? 0.18 : 1);
-      this.drawPart(c, lane, x(s - 1), y, kind, count, theme);
-    }
+    this.drawWaits(c, lane, y, x, theme);
+    const first = firstAbove(lane.parts, from, ([s]) => s);
+    const now = firstAbove(lane.parts, step, ([s]) => s);
+    const end = firstAbove(lane.parts, to, ([s]) => s);
+    this.drawParts(c, lane, first, Math.min(now, end), y, x, theme);
+    c.globalAlpha *= 0.18;
+    this.drawParts(c, lane, Math.max(first, now), end, y, x, theme);
     c.globalAlpha = dim ? 0.3 : 1;
     for (const s of lane.preempted) {
       if (s > from && s <= step) this.drawCross(c, x(s - 0.5), y, theme);
@@ -140,25 +128,64 @@ class Lanes {
     c.globalAlpha = 1;
   }
 
-  drawPart(c, lane, x, y, kind, count, theme) {
-    const tall = kind === "prefill" ? 13 : 5;
+  drawWaits(c, lane, y, x, theme) {
+    const { from, step } = this;
+    const waits = lane.waitingSince === null ? lane.waits
+      : [...lane.waits, [lane.waitingSince, this.lastStep()]];
+    const seen = waits.filter(([start, end]) => Math.min(end, step) > Math.max(start, from));
+    if (!seen.length) return;
+    c.strokeStyle = theme.hatch;
+    c.lineWidth = 1.2;
+    c.beginPath();
+    for (const [start, end] of seen) {
+      c.moveTo(x(Math.max(start, from)), y);
+      c.lineTo(x(Math.min(end, step)), y);
+    }
+    c.setLineDash([4, 3]);
+    c.stroke();
+    c.setLineDash([]);
+  }
+
+  // The parts of a lane from one index to another, as one shape: each fill has its price.
+  drawParts(c, lane, first, end, y, x, theme) {
+    if (first >= end) return;
     const gap = this.size >= 6 ? 1 : 0;
+    c.beginPath();
+    for (let i = first; i < end; i++) {
+      const [s, kind] = lane.parts[i];
+      let length = 1;
+      // where nothing is left between steps, those that decode are a line
+      while (!gap && kind === "decode" && i + 1 < end && lane.parts[i + 1][0] === s + length &&
+        lane.parts[i + 1][1] === kind) {
+        length += 1;
+        i += 1;
+      }
+      const tall = kind === "prefill" ? 13 : 5;
+      const wide = this.size * length - gap;
+      c.roundRect(x(s - 1) + gap / 2, y - tall / 2, wide, tall, Math.min(2, wide / 2));
+    }
     c.fillStyle = colourOf(lane.number, theme);
-    rounded(c, x + gap / 2, y - tall / 2, this.size - gap, tall, 2);
     c.fill();
-    const pattern = patternOf(lane.number);
+    const pattern = patternTile(c, lane.number, theme);
     if (pattern) {
-      c.fillStyle = tile(c, pattern === 1 ? "stripes" : "dots", theme.bg, 1);
+      c.fillStyle = pattern;
       c.fill();
     }
-    if (kind === "prefill" && this.size >= 13 && count < 100) {
-      c.fillStyle = inkOn(lane.number);
-      c.font = "8px system-ui, sans-serif";
-      c.textAlign = "center";
-      c.fillText(String(count), x + this.size / 2, y + 0.5);
-      c.textAlign = "start";
-      c.font = "11px system-ui, sans-serif";
+    if (this.size >= 13) this.drawCounts(c, lane, first, end, y, x);
+  }
+
+  // The tokens of each chunk of a prompt.
+  drawCounts(c, lane, first, end, y, x) {
+    c.fillStyle = inkOn(lane.number);
+    c.font = "8px system-ui, sans-serif";
+    c.textAlign = "center";
+    for (let i = first; i < end; i++) {
+      const [s, kind, count] = lane.parts[i];
+      if (kind !== "prefill" || count >= 100) continue;
+      c.fillText(String(count), x(s - 0.5), y + 0.5);
     }
+    c.textAlign = "start";
+    c.font = "11px system-ui, sans-serif";
   }
 
   drawCross(c, x, y, theme) {
@@ -190,21 +217,21 @@ class Lanes {
     c.font = "10px system-ui, sans-serif";
     c.fillText("budget", 0, bottom - BUDGET_HEIGHT / 2);
     const gap = this.size >= 6 ? 1 : 0;
-    for (const s of steps) {
-      if (s.step <= this.from || s.step > this.to) continue;
-      c.globalAlpha = s.step > this.step ? 0.18 : 1;
-      const w = this.size - gap;
-      const left = x(s.step - 1) + gap / 2;
-      c.fillStyle = theme.free;
-      c.fillRect(left, bottom - BUDGET_HEIGHT, w, BUDGET_HEIGHT);
-      const decode = s.decode ? Math.max(1.5, (s.decode / s.budget) * BUDGET_HEIGHT) : 0;
-      const prefill = (s.prefill / s.budget) * BUDGET_HEIGHT;
-      c.fillStyle = theme.accent;
-      c.fillRect(left, bottom - decode, w, decode);
-      c.globalAlpha *= 0.5;
-      c.fillRect(left, bottom - decode - prefill, w, prefill);
-      c.globalAlpha = 1;
-    }
+    const w = this.size - gap;
+    const first = firstAbove(steps, this.from, (s) => s.step);
+    const seen = steps.slice(first, firstAbove(steps, this.to, (s) => s.step));
+    const draw = (s, alpha, colour, above, tall) => {
+      if (!tall) return;
+      c.globalAlpha = alpha * (s.step > this.step ? 0.18 : 1);
+      c.fillStyle = colour;
+      c.fillRect(x(s.step - 1) + gap / 2, bottom - above - tall, w, tall);
+    };
+    const tallOf = (count, s) => (count / s.budget) * BUDGET_HEIGHT;
+    const decoded = (s) => (s.decode ? Math.max(1.5, tallOf(s.decode, s)) : 0);
+    for (const s of seen) draw(s, 1, theme.free, 0, BUDGET_HEIGHT);
+    for (const s of seen) draw(s, 1, theme.accent, 0, decoded(s));
+    for (const s of seen) draw(s, 0.5, theme.accent, decoded(s), tallOf(s.prefill, s));
+    c.globalAlpha = 1;
   }
 
   lastStep() {

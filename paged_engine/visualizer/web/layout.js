@@ -59,7 +59,9 @@ const PARTS = {
     aria-label="a lane a request over the steps; arrow keys move the cursor"></canvas>
     <p class="pe-legend" data-pe="lane-legend"></p>
     <p class="pe-say" data-pe="lane-says"></p></section>`,
-  gauges: `<div class="pe-gauges" data-pe="gauges"></div>`,
+  gauges: `<div class="pe-gauges" data-pe="gauges">${GAUGES.map((title) => `<div class="pe-card">
+    <small>${title}</small><div><b></b> <span class="pe-soft"></span></div>
+    <canvas aria-hidden="true"></canvas></div>`).join("")}</div>`,
   requests: `<section class="pe-card"><h3>Requests <span class="pe-soft" data-pe="queue"></span>
     </h3><div class="pe-requests" data-pe="requests"></div>
     <form class="pe-form" data-pe="inject"><input type="text" name="prompt" aria-label="prompt"
@@ -112,7 +114,11 @@ function build(root, parts) {
   status.className = "pe-status";
   status.setAttribute("role", "status");
   root.append(status);
-  const find = (name) => root.querySelector(`[data-pe="${name}"]`);
+  const found = new Map(); // they stay the same: each is looked for once
+  const find = (name) => {
+    if (!found.has(name)) found.set(name, root.querySelector(`[data-pe="${name}"]`));
+    return found.get(name);
+  };
   if (find("block-legend")) find("block-legend").innerHTML = BLOCK_LEGEND;
   if (find("lane-legend")) find("lane-legend").innerHTML = LANE_LEGEND;
   return { find, status };

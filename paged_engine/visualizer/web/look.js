@@ -36,10 +36,14 @@ function patternOf(number) {
 }
 
 const tiles = new Map();
+const patterns = new WeakMap(); // of each context: making one costs more than filling with it
 
 // A small repeating picture: stripes, dots, or the hatching of blocks that can be reused.
 function tile(context, kind, colour, scale) {
   const name = `${kind} ${colour} ${scale}`;
+  if (!patterns.has(context)) patterns.set(context, new Map());
+  const known = patterns.get(context);
+  if (known.has(name)) return known.get(name);
   if (!tiles.has(name)) {
     const canvas = document.createElement("canvas");
     const size = Math.round((kind === "hatch" ? 5 : 4) * scale);
@@ -60,21 +64,55 @@ function tile(context, kind, colour, scale) {
     }
     tiles.set(name, canvas);
   }
-  return context.createPattern(tiles.get(name), "repeat");
+  const pattern = context.createPattern(tiles.get(name), "repeat");
+  known.set(name, pattern);
+  return pattern;
 }
 
-// A canvas as wide as its place, sharp on every screen; returns its context, drawn in CSS pixels.
+// The pattern of a request in this theme, or null if it is plain.
+function patternTile(context, number, theme) {
+  const pattern = patternOf(number);
+  return pattern ? tile(context, pattern === 1 ? "stripes" : "dots", theme.bg, 1) : null;
+}
+
+// A canvas of whole pixels, sharp on every screen; returns its context, drawn in CSS pixels.
 function fit(canvas, width, height) {
   const scale = window.devicePixelRatio || 1;
   const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
   if (canvas.width !== w || canvas.height !== h) {
     canvas.width = w;
     canvas.height = h;
+    canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
   }
   const context = canvas.getContext("2d");
   context.setTransform(scale, 0, 0, scale, 0, 0);
   return context;
+}
+
+const written = new WeakMap(); // element -> what was last put there
+
+// Set a property or an attribute of an element, if it is not that already: each write, even of the
+// same text, costs the page a new layout.
+function put(element, name, value) {
+  let known = written.get(element);
+  if (!known) written.set(element, (known = {}));
+  if (known[name] === value) return;
+  if (name === "textContent" || name === "innerHTML") known.textContent = known.innerHTML = null;
+  known[name] = value;
+  if (name in element) element[name] = value;
+  else element.setAttribute(name, value);
+}
+
+// The index of the first of these, sorted, whose `key` is above a value.
+function firstAbove(items, value, key) {
+  let [low, high] = [0, items.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (key(items[middle]) > value) high = middle;
+    else low = middle + 1;
+  }
+  return low;
 }
 
 function rounded(context, x, y, w, h, r) {

@@ -53,10 +53,14 @@ function newRequest(number, id, prompt, maxTokens, words) {
   };
 }
 
+// A request that ended and gave up its blocks changes no more: states share it.
+function copyRequest(r) {
+  if (!UNFINISHED.has(r.status) && !r.table.length) return r;
+  return { ...r, tokens: r.tokens.slice(), table: r.table.slice(), gaps: r.gaps.slice() };
+}
+
 function copyState(s) {
-  const requests = s.requests.map((r) => ({
-    ...r, tokens: r.tokens.slice(), table: r.table.slice(), gaps: r.gaps.slice(),
-  }));
+  const requests = s.requests.map(copyRequest);
   return { ...s, ref: s.ref.slice(), hash: new Map(s.hash), marks: new Map(s.marks), requests };
 }
 

@@ -1,7 +1,9 @@
 // The view: holds the history, draws where the cursor stands, and sends what the reader does.
 
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
-const GAUGE_PAUSE = 200; // milliseconds between two readings while it plays
+const WORDS_PAUSE = 200; // milliseconds between two changes of all but the maps while it plays
+const PADDING = 26; // of a card, and its border
+const MOST_REQUESTS = 40; // that are listed
 const LARGEST_TEXT = 400; // characters of a text that a closed row shows
 
 class View extends Hands {
@@ -45,21 +47,23 @@ class View extends Hands {
         this.ticks.push(this.history.length);
       }
     }
-    this.wake();
+    this.wake(false);
     return true;
   }
 
   setStatus(status) {
+    const same = Object.keys(status).every((key) => String(this.state[key]) === String(status[key]));
     Object.assign(this.state, status);
-    this.wake();
+    this.wake(!same); // every frame comes with one
   }
 
   get count() {
     return this.cursor === null ? this.history.length : this.cursor;
   }
 
-  // Draw soon, once, however often it is asked for.
-  wake() {
+  // Draw soon, once, however often it is asked for.  Not `whole`: the words may come a little later.
+  wake(whole = true) {
+    this.whole ||= whole;
     if (this.asked || this.closed) return;
     this.asked = requestAnimationFrame(() => {
       this.asked = null;
@@ -67,17 +71,48 @@ class View extends Hands {
     });
   }
 
+  // While it plays a picture is the two maps; a change of words or of a small line makes the page
+  // lay itself out again, which costs more, and nobody reads faster than a few times a second.
   draw() {
-    const width = this.root.clientWidth;
-    if (!width) return; // not shown: drawn when it is, see the observer
     const theme = (this.theme ??= this.readTheme());
+    const sizes = (this.sizes ??= this.readSizes());
+    if (!sizes.root) return; // not shown: drawn when it is, see the observer
     const state = (this.shown = this.history.at(this.count));
-    if (this.find("where")) this.drawTime(theme);
-    if (this.blocks) this.drawBlocks(state, theme);
-    if (this.lanes) this.drawLanes(state, theme);
-    if (this.find("gauges")) this.drawGauges(state, theme);
-    if (this.find("requests")) this.drawRequests(state, theme);
+    if (this.blocks) this.blocks.draw(state, sizes.blocks, theme, this.pick);
+    if (this.lanes) this.lanes.draw(this.book, state.step, sizes.lanes, theme, this.pick);
+    const now = performance.now();
+    const due = this.state.playing && !this.whole ? this.wordsDrawn + WORDS_PAUSE - now : 0;
+    clearTimeout(this.later);
+    if (due > 0) this.later = setTimeout(() => this.wake(), due);
+    else {
+      this.whole = false;
+      this.wordsDrawn = now;
+      this.drawWords(state, theme, sizes);
+    }
     this.drawn += 1;
+  }
+
+  drawWords(state, theme, sizes) {
+    if (this.find("where")) this.drawTime(theme, sizes);
+    if (this.blocks) this.drawCounts(state);
+    if (this.lanes) this.drawBatch(state);
+    if (this.find("gauges")) this.drawGauges(state, theme, sizes);
+    if (this.find("requests")) this.drawRequests(state, theme);
+  }
+
+  // Asked for after something was written they would cost a new layout: so all at once, before, and
+  // only when they may have changed.
+  readSizes() {
+    const inside = (element) => (element
+      ? Math.max(0, Math.floor(element.getBoundingClientRect().width) - PADDING) : 0);
+    const track = this.find("ticks")?.parentElement;
+    return {
+      root: this.root.clientWidth,
+      blocks: inside(this.find("blocks")?.parentElement),
+      lanes: inside(this.find("lanes")?.parentElement),
+      gauge: inside(this.find("gauges")?.firstElementChild),
+      ticks: track ? [track.clientWidth, track.clientHeight || 16] : [0, 0],
+    };
   }
 
   // Reading it costs the page a new layout, so that is done when it may have changed.
@@ -87,116 +122,114 @@ class View extends Hands {
     return readTheme(this.root);
   }
 
-  drawTime(theme) {
+  drawTime(theme, sizes) {
     const { playing, live, error, breaks, about } = this.state;
     const last = this.history.length;
-    this.find("about").textContent = about;
-    this.find("where").textContent = `step ${this.shown.step} / ${this.history.last.step}`;
     const slider = this.find("slider");
-    slider.max = last;
-    slider.value = this.count;
-    slider.setAttribute("aria-valuetext", `step ${this.shown.step}`);
+    put(this.find("about"), "textContent", about);
+    put(this.find("where"), "textContent", `step ${this.shown.step} / ${this.history.last.step}`);
+    put(slider, "max", last);
+    if (Number(slider.value) !== this.count) slider.value = this.count; // the reader moves it too
+    put(slider, "aria-valuetext", `step ${this.shown.step}`);
     this.find("live").classList.toggle("pe-on", this.cursor === null);
-    this.find("live").textContent = live ? "live" : "last";
+    put(this.find("live"), "textContent", live ? "live" : "last");
     const play = this.find("play");
-    play.innerHTML = `${icon(playing ? "pause" : "play")}<span>${playing ? "pause" : "play"}</span>`;
+    const word = playing ? "pause" : "play";
+    put(play, "innerHTML", `${icon(word)}<span>${word}</span>`);
     play.classList.toggle("pe-on", playing);
-    play.setAttribute("aria-pressed", playing);
-    this.find("back").disabled = this.count === 0;
-    this.find("breaks").dataset.count = breaks.length;
-    this.find("breaks").hidden = !live;
-    this.find("error").hidden = !error;
-    this.find("error").textContent = error;
-    const canvas = this.find("ticks");
-    const width = canvas.parentElement.clientWidth;
-    const c = fit(canvas, width, canvas.parentElement.clientHeight || 16);
-    c.clearRect(0, 0, width, 40);
+    put(play, "aria-pressed", playing);
+    put(this.find("back"), "disabled", this.count === 0);
+    put(this.find("breaks"), "data-count", breaks.length);
+    put(this.find("breaks"), "hidden", !live);
+    put(this.find("error"), "hidden", !error);
+    put(this.find("error"), "textContent", error);
+    const [width, height] = sizes.ticks;
+    const ticks = [width, height, last * Math.sign(this.ticks.length), theme.alarm].join();
+    if (ticks === this.ticksDrawn) return;
+    this.ticksDrawn = ticks;
+    const c = fit(this.find("ticks"), width, height);
+    c.clearRect(0, 0, width, height);
     c.fillStyle = theme.alarm;
     for (const tick of this.ticks) c.fillRect(7 + (tick / Math.max(1, last)) * (width - 14), 1, 2, 5);
   }
 
-  drawBlocks(state, theme) {
-    const canvas = this.find("blocks");
-    this.blocks.draw(state, canvas.parentElement.clientWidth - 26, theme, this.pick);
+  drawCounts(state) {
     const free = state.numBlocks - state.used - state.cached;
     const usable = state.numUsable < state.numBlocks ? ` · ${state.numUsable} usable` : "";
-    this.find("counts").textContent = `used ${state.used} · shared ${state.shared} · cached ` +
-      `${state.cached} · free ${free}${usable}`;
-    this.find("block-says").textContent = this.hoverBlock ?? this.blocks.describe(this.pick.block);
+    put(this.find("counts"), "textContent", `used ${state.used} · shared ${state.shared} · cached ` +
+      `${state.cached} · free ${free}${usable}`);
+    put(this.find("block-says"), "textContent",
+      this.hoverBlock ?? this.blocks.describe(this.pick.block));
   }
 
-  drawLanes(state, theme) {
-    const canvas = this.find("lanes");
-    this.lanes.draw(this.book, state.step, canvas.parentElement.clientWidth - 26, theme, this.pick);
-    const count = (...names) => state.requests.filter((r) => r && names.includes(r.status)).length;
-    const ended = state.requests.filter((r) => r && !UNFINISHED.has(r.status)).length;
-    const waiting = count("waiting", "preempted");
+  drawBatch(state) {
+    const of = { running: 0, waiting: 0, preempted: 0, ended: 0 };
+    for (const r of state.requests) if (r) of[UNFINISHED.has(r.status) ? r.status : "ended"] += 1;
     const more = this.lanes.hidden ? ` · ${this.lanes.hidden} more above` : "";
-    this.find("batch").textContent = `${count("running")} running · ${waiting} waiting · ` +
-      `${ended} ended · ${state.preemptions} preemptions${more}`;
-    this.find("lane-says").textContent = this.hoverLane ?? "";
+    put(this.find("batch"), "textContent", `${of.running} running · ${of.waiting + of.preempted} ` +
+      `waiting · ${of.ended} ended · ${state.preemptions} preemptions${more}`);
+    put(this.find("lane-says"), "textContent", this.hoverLane ?? "");
   }
 
-  drawGauges(state, theme) {
-    const place = this.find("gauges");
-    const now = performance.now();
-    if (this.state.playing && now - this.gaugesDrawn < GAUGE_PAUSE) return;
-    this.gaugesDrawn = now;
-    const gauges = readGauges(this.gauges, state, this.count);
-    if (place.children.length !== gauges.length) {
-      place.innerHTML = gauges.map(() => '<div class="pe-card"><small></small><div><b></b> ' +
-        '<span class="pe-soft"></span></div><canvas aria-hidden="true"></canvas></div>').join("");
-    }
-    gauges.forEach(([title, value, unit, values, colour], i) => {
-      const card = place.children[i];
-      card.querySelector("small").textContent = title;
-      card.querySelector("b").textContent = value;
-      card.querySelector("span").textContent = unit;
-      drawSpark(card.querySelector("canvas"), values, colour, card.clientWidth - 26, theme);
+  drawGauges(state, theme, sizes) {
+    const cards = this.find("gauges").children;
+    readGauges(this.gauges, state, this.count).forEach(([value, unit, values, colour], i) => {
+      const [, line, canvas] = cards[i].children;
+      put(line.children[0], "textContent", value);
+      put(line.children[1], "textContent", unit);
+      drawSpark(canvas, values, colour, sizes.gauge, theme);
     });
   }
 
   drawRequests(state, theme) {
-    const waiting = state.requests.filter((r) => r && ["waiting", "preempted"].includes(r.status));
-    this.find("queue").textContent = waiting.length
-      ? `waiting: ${waiting.map((r) => `R${r.number}`).join(", ")}` : "nobody waits";
-    this.find("inject").hidden = this.find("pool").hidden = !this.state.live;
+    const known = state.requests.filter(Boolean);
+    const waiting = known.filter((r) => r.status === "waiting" || r.status === "preempted");
+    put(this.find("queue"), "textContent", waiting.length
+      ? `waiting: ${waiting.map((r) => `R${r.number}`).join(", ")}` : "nobody waits");
+    put(this.find("inject"), "hidden", !this.state.live);
+    put(this.find("pool"), "hidden", !this.state.live);
     const place = this.find("requests");
-    const order = (r) => (UNFINISHED.has(r.status) ? 0 : 1);
-    const requests = state.requests.filter(Boolean)
-      .sort((a, b) => order(a) - order(b) || (order(a) ? b.number - a.number : a.number - b.number));
-    requests.slice(0, 40).forEach((r, i) => {
+    const shown = known.filter((r) => UNFINISHED.has(r.status)).slice(0, MOST_REQUESTS);
+    for (let i = known.length - 1; i >= 0 && shown.length < MOST_REQUESTS; i--) {
+      if (!UNFINISHED.has(known[i].status)) shown.push(known[i]); // the newest first
+    }
+    shown.forEach((r, i) => {
       const row = place.children[i] || place.appendChild(newRow());
       this.fillRow(row, r, theme);
     });
-    while (place.children.length > Math.min(40, requests.length)) place.lastChild.remove();
-    const usable = this.find("pool").elements.usable;
-    if (document.activeElement !== usable) usable.value = state.numUsable;
-    usable.max = state.numBlocks;
+    while (place.children.length > shown.length) place.lastChild.remove();
+    const { usable } = this.find("pool").elements;
+    put(usable, "max", state.numBlocks);
+    if (document.activeElement !== usable && Number(usable.value) !== state.numUsable) {
+      usable.value = state.numUsable;
+    }
   }
 
   fillRow(row, r, theme) {
     const [chip, counts, status, text, abort] = row.children;
     const picked = this.pick.request === r.number;
-    row.dataset.request = r.number;
-    chip.textContent = `R${r.number}`;
-    chip.title = `${r.id}: light its blocks`;
-    chip.style.cssText = `background:${colourOf(r.number, theme)};color:${inkOn(r.number)}`;
-    chip.setAttribute("aria-pressed", picked);
-    counts.textContent = `${r.prompt} + ${r.tokens.length}${r.maxTokens ? ` of ${r.maxTokens}` : ""}`;
-    counts.title = "tokens of prompt + output";
-    status.textContent = UNFINISHED.has(r.status) ? r.status : ENDINGS[r.status] ?? r.status;
+    put(row, "data-request", r.number);
+    put(chip, "textContent", `R${r.number}`);
+    put(chip, "title", `${r.id}: light its blocks`);
+    put(chip, "style", `background:${colourOf(r.number, theme)};color:${inkOn(r.number)}`);
+    put(chip, "aria-pressed", picked);
+    const most = r.maxTokens ? ` of ${r.maxTokens}` : "";
+    put(counts, "textContent", `${r.prompt} + ${r.tokens.length}${most}`);
+    put(counts, "title", "tokens of prompt + output");
+    put(status, "textContent",
+      UNFINISHED.has(r.status) ? r.status : ENDINGS[r.status] ?? r.status);
     status.classList.toggle("pe-alarm", ["preempted", "abort", "error", "ignored"].includes(r.status));
     text.classList.toggle("pe-open", picked);
     if (picked) this.fillTokens(text, r);
     else {
       const words = r.text || r.words;
-      text.textContent = words.length > LARGEST_TEXT ? `… ${words.slice(-LARGEST_TEXT)}` : words;
-      text.style.opacity = r.text ? 1 : 0.6; // the prompt until there is an answer
+      put(text, "textContent",
+        words.length > LARGEST_TEXT ? `… ${words.slice(-LARGEST_TEXT)}` : words);
     }
-    abort.hidden = !this.state.live;
-    abort.disabled = this.cursor !== null || !UNFINISHED.has(r.status);
-    abort.setAttribute("aria-label", `abort R${r.number}`);
+    text.classList.toggle("pe-soft", !picked && !r.text); // the prompt until there is an answer
+    put(abort, "hidden", !this.state.live);
+    put(abort, "disabled", this.cursor !== null || !UNFINISHED.has(r.status));
+    put(abort, "aria-label", `abort R${r.number}`);
   }
 
   // Each token on its own, so that it can be picked.
@@ -204,11 +237,10 @@ class View extends Hands {
     const lane = this.book.lanes[r.number];
     const known = lane ? lane.tokens.filter(([s]) => s <= this.shown.step) : [];
     const offset = r.prompt + r.tokens.length - known.length;
-    place.style.opacity = 1;
-    place.innerHTML = `<span class="pe-soft">${escapeText(r.words)} </span>` + known
+    put(place, "innerHTML", `<span class="pe-soft">${escapeText(r.words)} </span>` + known
       .map(([, id, text], i) => `<span class="pe-token${
         this.pick.position === offset + i ? " pe-on" : ""}" data-position="${offset + i}"
-        title="position ${offset + i}, token ${id}">${escapeText(text) || "·"}</span>`).join("");
+        title="position ${offset + i}, token ${id}">${escapeText(text) || "·"}</span>`).join(""));
   }
 
   tell(message) {
@@ -218,6 +250,7 @@ class View extends Hands {
   close() {
     this.closed = true;
     clearInterval(this.timer);
+    clearTimeout(this.later);
     cancelAnimationFrame(this.asked);
     this.observer.disconnect();
     this.scheme.removeEventListener("change", this.repaint);
