@@ -42,12 +42,14 @@ from typing import IO, Any, NoReturn
 
 REPO = Path(__file__).resolve().parent
 NOTEBOOKS = REPO / "notebooks"
+KERNELS = REPO / "paged_engine" / "kernels"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 CONSTRAINTS = REPO / "constraints.txt"
 EXTRAS = "notebooks,test"
 STAMP = ".paged_engine_setup.json"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-LANES = ("lint", "types", "model", "browser", "tests", "notebooks")
+LANES = ("lint", "types", "model", "browser", "kernels", "tests", "notebooks")
+COMPILERS = ("c++", "g++", "clang++")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 # What pip writes when it cannot reach an index, on the platforms that we know of.
@@ -449,6 +451,45 @@ def fetch_model(environment: Environment) -> int:
     return process.returncode
 
 
+def install_by_apt(package: str, words: str) -> None:
+    """Install a package of Debian's where that may be done: as root, where there is apt-get."""
+    apt = shutil.which("apt-get")
+    if apt and hasattr(os, "geteuid") and os.geteuid() == 0:
+        variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        say(words)
+        wait_for([apt, "-qq", "update"], variables)
+        wait_for([apt, "-qq", "-y", "--no-install-recommends", "install", package], variables)
+
+
+def compile_kernels(environment: Environment) -> int:
+    """Compile the C++ attention now, so that no notebook has to wait for it or speaks of it.
+
+    Without a compiler the engine takes torch's attention, with the reason; where CI is set, that is
+    an error.
+    """
+    sources = b"".join(path.read_bytes() for path in sorted(KERNELS.glob("*.[ch]*")))
+    made_from = hashlib.sha256(sources).hexdigest()
+    stamp = read_stamp(environment)
+    if stamp.get("kernels") == made_from:
+        return 0
+    if not any(map(shutil.which, COMPILERS)):
+        install_by_apt("g++", "kernels: installing Debian's g++, for the attention in C++")
+    code = "from paged_engine.kernels.library import load_kernels; load_kernels()"
+    done = subprocess.run(
+        [environment.python, "-c", code],
+        cwd=REPO,
+        env=activated(environment),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        write_stamp(environment, {**stamp, "kernels": made_from})
+        return 0
+    why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    say(f"kernels: not compiled, so attention is torch's, which is slower: {why}")
+    return 1 if os.environ.get("CI") else 0
+
+
 def fetch_browser() -> int:
     """Install Chromium for the tests of the live view, where Debian's packages may be installed.
 
@@ -456,14 +497,10 @@ def fetch_browser() -> int:
     """
     if any(map(shutil.which, BROWSERS)):
         return 0
-    apt = shutil.which("apt-get")
-    if apt and hasattr(os, "geteuid") and os.geteuid() == 0:
-        variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        say("browser: installing Debian's chromium, about 100 MB, for the tests of the live view")
-        wait_for([apt, "-qq", "update"], variables)
-        wait_for([apt, "-qq", "-y", "--no-install-recommends", "install", "chromium"], variables)
-        if any(map(shutil.which, BROWSERS)):
-            return 0
+    words = "browser: installing Debian's chromium, about 100 MB, for the tests of the live view"
+    install_by_apt("chromium", words)
+    if any(map(shutil.which, BROWSERS)):
+        return 0
     say("browser: there is no Chromium or Chrome here, so the tests of the live view are skipped")
     return 1 if os.environ.get("CI") else 0
 
@@ -472,6 +509,7 @@ def lab(environment: Environment, passed_on: list[str]) -> int:
     """Open JupyterLab on the first notebook; become it, where the system lets us."""
     if fetch_model(environment) != 0:
         say("the default model is not here yet: notebooks fetch it when needed, or use a tiny one")
+    compile_kernels(environment)
     command = [str(environment.python), "-m", "jupyterlab", f"--ServerApp.root_dir={REPO}"]
     # Not as a file to open: so the address that the server prints leads there too.
     command += [f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}"]
@@ -565,6 +603,8 @@ def test(environment: Environment, quick: bool, only: list[str], passed_on: list
                 code = fetch_model(environment)
             elif name == "browser":
                 code = fetch_browser()
+            elif name == "kernels":
+                code = compile_kernels(environment)
             else:
                 command = lane_command(name, quick, workers, passed_on)
                 if not command:

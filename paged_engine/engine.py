@@ -43,8 +43,8 @@ class ContinuousEngine:
         config: The limits.  What it leaves open is decided from the model and the device.
         scheduler: Your own, as an object or as a class that is called with (config, pool).
         block_pool: Your own.
-        attention: "sdpa", "reference", or your own function
-            (:class:`paged_engine.attention.Attend`).
+        attention: "cpu" (C++), "sdpa", "reference", or your own function
+            (:class:`paged_engine.attention.Attend`); None: the fastest that works here.
         request: Your own class in place of :class:`Request`, derived from it.
         verbose: Print what happens.
         clock: Gives the time in seconds, for tests and simulations.
@@ -68,7 +68,7 @@ class ContinuousEngine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         config = EngineConfig() if config is None else config
-        runner = as_runner(model, get_backend(attention), config)
+        runner = as_runner(model, get_backend(attention, model), config)
         pool = _pool_of(scheduler, block_pool)
         self.config = resolve_config(config, runner, pool)
         assert self.config.num_blocks is not None

@@ -42,3 +42,7 @@ class UnsupportedModelError(PagedEngineError, ValueError):
 
 class ModelNotFoundError(PagedEngineError, OSError):
     """A model that could not be found, fetched, verified or read."""
+
+
+class KernelsUnavailableError(PagedEngineError, RuntimeError):
+    """The C++ kernels cannot be compiled or loaded here, with the reason."""

@@ -1,32 +1,64 @@
 """Attention over the paged cache: one function, several ways to compute it.
 
 A backend is any callable with the signature of :class:`Attend`.  `reference` is the clear
-one; `sdpa` gathers blocks and calls torch's fused attention.
+one; `sdpa` gathers blocks and calls torch's fused attention; `cpu` is C++ that reads the blocks
+where they lie.
 """
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+from typing import Any
+
+from paged_engine.attention.cpu import CpuAttention
 from paged_engine.attention.interface import Attend
 from paged_engine.attention.reference import reference_attention
 from paged_engine.attention.sdpa import SdpaAttention
-from paged_engine.errors import InvalidConfigError
+from paged_engine.errors import InvalidConfigError, KernelsUnavailableError
+from paged_engine.kernels.library import load_kernels
 
-__all__ = ["Attend", "SdpaAttention", "get_backend", "reference_attention"]
+__all__ = ["Attend", "CpuAttention", "SdpaAttention", "get_backend", "reference_attention"]
 
 
-def get_backend(attention: str | Attend | None) -> Attend:
-    """The backend of that name, the default for None, or the callable itself.
+def get_backend(attention: str | Attend | None, model: Any = None) -> Attend:
+    """The backend of that name, the best one for None, or the callable itself.
+
+    Args:
+        attention: "reference", "sdpa", "cpu", or a function of yours.
+        model: What will be run; where it is on a CPU, in fp32 or bf16, "cpu" is the best.
 
     Raises:
         InvalidConfigError: There is no such backend, or it cannot be called.
+        KernelsUnavailableError: "cpu" was asked for and cannot be compiled here.
     """
-    if attention is None or attention == "sdpa":
+    if attention is None:
+        return CpuAttention() if _runs_kernels(model) else SdpaAttention()
+    if attention == "sdpa":
         return SdpaAttention()
     if attention == "reference":
         return reference_attention
+    if attention == "cpu":
+        return CpuAttention()
     if isinstance(attention, str) or not callable(attention):
         raise InvalidConfigError(
-            f"attention is {attention!r}; expected 'reference', 'sdpa' or a function "
+            f"attention is {attention!r}; expected 'reference', 'sdpa', 'cpu' or a function "
             f"attend(q, k, v, layer, cache, batch, *, scale, ...)"
         )
     return attention
+
+
+def _runs_kernels(model: Any) -> bool:
+    device = getattr(getattr(model, "device", None), "type", None)
+    return device == "cpu" and _kernels_are_here() and load_kernels().takes(model.dtype)
+
+
+@cache
+def _kernels_are_here() -> bool:
+    """Whether the kernels can be had; if not, the reason is said once."""
+    try:
+        load_kernels()
+    except KernelsUnavailableError as error:
+        print(f"paged_engine: attention is torch's, which is slower: {error}", file=sys.stderr)
+        return False
+    return True

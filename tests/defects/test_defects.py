@@ -543,7 +543,7 @@ def test_defect_20_nobody_is_silent_while_a_long_prompt_is_chunked(policy: Any) 
 # ------------------------------------------------------------------ of the starting point
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "reference"])
 def test_defect_of_the_start_1_decoding_sees_the_keys_and_values_of_the_prompt(
     attention: str,
 ) -> None:
@@ -634,7 +634,7 @@ def test_defect_of_the_start_4_nothing_asks_for_cuda_where_there_is_none(
     ):
         monkeypatch.setattr(torch.cuda, name, refuse(name))
     truth = tiny_truth("llama")
-    for attention in ("sdpa", "reference"):
+    for attention in ("cpu", "sdpa", "reference"):
         engine = ContinuousEngine(
             truth.model, config=EngineConfig(max_model_len=64), attention=attention
         )

@@ -156,7 +156,7 @@ PROMPT = [(7 * i) % 190 + 3 for i in range(40)]
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "reference"])
 def test_neighbours_of_a_spoiled_request_are_equal_to_the_last_bit(
     family: str, value: float, attention: str
 ) -> None:

@@ -366,7 +366,7 @@ LEVELS: dict[str, tuple[Any, ...]] = {
         "opt",
         "phi3",
     ),
-    "attention": ("sdpa", "reference"),
+    "attention": ("cpu", "sdpa", "reference"),
     "block_size": (1, 3, 16, 64),
     "budget": (1, 2, 7, 33, 512),
     "pool": ("ample", "tight"),

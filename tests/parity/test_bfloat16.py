@@ -17,7 +17,7 @@ def in_bfloat16(family: str) -> Truth:
     return Truth(tiny(family).to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "reference"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_logits_in_bfloat16_are_as_near_to_fp32_as_transformers_own(
     family: str, attention: str

@@ -14,7 +14,7 @@ from tests.helpers.parity import Observed, prompt_of, tiny_truth
 
 PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
 MINE = prompt_of(19, 1)
-BACKENDS = ("sdpa", "reference")
+BACKENDS = ("cpu", "sdpa", "reference")
 
 
 def rows_of(observed: Observed, name: str) -> torch.Tensor:

@@ -305,11 +305,11 @@ CASES = [
     )
     for name, fault in FAULTS.items()
     for family in fault.families
-    for attention in ("sdpa", "reference")
+    for attention in ("cpu", "sdpa", "reference")
 ]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "reference"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 @pytest.mark.parametrize("n", [1, 3])
 def test_without_a_fault_the_same_crowd_passes(family: str, attention: str, n: int) -> None:
@@ -326,7 +326,7 @@ def test_the_parity_check_sees_the_fault(
         serve(family, attention, probe=False, n=fault.n)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "reference"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_probe_refuses_what_it_can_see(
     name: str, attention: str, monkeypatch: pytest.MonkeyPatch

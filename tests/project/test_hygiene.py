@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 ROOMS = [
     *["errors", "interrupts", "config", "request", "events", "replay", "block_pool"],
     *["protocols", "waiting_queue", "scheduler"],
-    *["kv_cache", "batch", "attention", "models", "sampler"],
+    *["kv_cache", "batch", "kernels", "attention", "models", "sampler"],
     # The engine and its helpers
     *[
         "recorder",

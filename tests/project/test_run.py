@@ -611,6 +611,7 @@ def test_lab_becomes_jupyterlab_on_the_first_notebook(
     """With the model or without; what follows the dashes comes last, so that it wins."""
     became = []
     monkeypatch.setattr(run, "fetch_model", lambda environment: model)
+    monkeypatch.setattr(run, "compile_kernels", lambda environment: 0)
     monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
     monkeypatch.setattr(os, "execve", lambda *arguments: became.append(arguments))
     monkeypatch.setattr(os, "chdir", lambda folder: None)
@@ -667,6 +668,7 @@ def test_every_lane_runs_and_one_that_fails_is_named(
     monkeypatch.setattr(run, "lane_command", command)
     monkeypatch.setattr(run, "fetch_model", lambda environment: 0)
     monkeypatch.setattr(run, "fetch_browser", lambda: 0)
+    monkeypatch.setattr(run, "compile_kernels", lambda environment: 0)
     here = run.Environment(Path(sys.prefix), Path(sys.executable), ours=False)
     assert run.test(here, quick=True, only=[], passed_on=[]) == 1
     said = capfd.readouterr().out
@@ -840,3 +842,28 @@ def test_ci_runs_the_tests_of_run_py(tmp_path: Path) -> None:
 def test_ci_script_can_be_executed() -> None:
     """Its mode is kept by git."""
     assert os.access(REPO / ".ci/run", os.X_OK)
+
+
+@POSIX
+@pytest.mark.parametrize("ci", [True, False])
+@pytest.mark.parametrize("works", [True, False])
+def test_kernels_are_compiled_once_and_where_they_cannot_be_the_reason_is_told(
+    run: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    works: bool,
+    ci: bool,
+) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    said = "" if works else "echo 'KernelsUnavailableError: no compiler' >&2; exit 1"
+    python.write_text(f"#!/bin/sh\necho run >> {tmp_path}/log\n{said}\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("CI", "1") if ci else monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(run, "install_by_apt", lambda package, words: None)
+    here = run.Environment(tmp_path, python, ours=True)
+    for _ in range(2):
+        assert run.compile_kernels(here) == (0 if works or not ci else 1)
+    assert len((tmp_path / "log").read_text().splitlines()) == (1 if works else 2)
+    assert ("no compiler" in capsys.readouterr().out) is not works

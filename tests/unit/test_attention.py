@@ -11,13 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paged_engine.attention import SdpaAttention, get_backend, reference_attention
+from paged_engine.attention import CpuAttention, SdpaAttention, get_backend, reference_attention
 from paged_engine.batch import Batch, pack
 from paged_engine.errors import InvalidConfigError
 from paged_engine.kv_cache import KVCacheShape, PagedKVCache
 from paged_engine.request import Request
 
-BACKENDS = {"reference": lambda: reference_attention, "sdpa": SdpaAttention}
+BACKENDS = {
+    "reference": lambda: reference_attention,
+    "sdpa": SdpaAttention,
+    "cpu": CpuAttention,
+}
 HEAD_DIM = 8
 SCALE = 0.3
 
@@ -239,12 +243,34 @@ def test_a_neighbour_full_of_nan_is_not_seen(backend: Any) -> None:
 def test_backends_are_known_by_name() -> None:
     assert isinstance(get_backend(None), SdpaAttention)
     assert isinstance(get_backend("sdpa"), SdpaAttention)
+    assert isinstance(get_backend("cpu"), CpuAttention)
     assert get_backend("reference") is reference_attention
     own = lambda *_, **__: None  # noqa: E731
     assert get_backend(own) is own
 
 
+@pytest.mark.parametrize(
+    ("dtype", "best"),
+    [
+        (torch.float32, CpuAttention),
+        (torch.bfloat16, CpuAttention),
+        (torch.float16, SdpaAttention),
+        (torch.float64, SdpaAttention),
+    ],
+)
+def test_the_best_is_what_the_model_can_use(dtype: torch.dtype, best: type) -> None:
+    class Model:
+        device = torch.device("cpu")
+
+    Model.dtype = dtype  # type: ignore[attr-defined]
+    assert isinstance(get_backend(None, Model()), best)
+    Model.device = torch.device("meta")
+    assert isinstance(get_backend(None, Model()), SdpaAttention)
+
+
 @pytest.mark.parametrize("wrong", ["flash", "", 3, object()])
 def test_another_name_is_refused_with_those_there_are(wrong: Any) -> None:
-    with pytest.raises(InvalidConfigError, match="expected 'reference', 'sdpa' or a function"):
+    with pytest.raises(
+        InvalidConfigError, match="expected 'reference', 'sdpa', 'cpu' or a function"
+    ):
         get_backend(wrong)
