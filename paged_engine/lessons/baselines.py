@@ -97,6 +97,14 @@ def static_generate(
     return run
 
 
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts as rows of one length, padded on the left, and a mask: 1 for a token, 0 for a pad."""
+    longest = max(map(len, prompts))
+    pads = [longest - len(prompt) for prompt in prompts]
+    ids = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    return ids, [[0] * pad + [1] * (longest - pad) for pad in pads]
+
+
 def _one_batch(
     run: BaselineRun,
     model: Any,
@@ -104,14 +112,12 @@ def _one_batch(
     max_tokens: Sequence[int],
     eos_token_ids: Collection[int],
 ) -> None:
-    longest = max(map(len, prompts))
-    pads = [longest - len(prompt) for prompt in prompts]
-    rows = [[0] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads], device=model.device)
+    rows, mask_rows = padded(prompts)
     ids = torch.tensor(rows, device=model.device)
+    mask = torch.tensor(mask_rows, device=model.device)
     cache, done = None, [False] * len(prompts)
     new: list[list[int]] = [[] for _ in prompts]
-    run.num_pad_tokens += sum(pads)
+    run.num_pad_tokens += ids.numel() - sum(map(len, prompts))
     while not all(done):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         out = model(
