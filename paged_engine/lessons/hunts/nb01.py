@@ -8,23 +8,21 @@ from contextlib import contextmanager
 import torch
 
 from paged_engine import engine_core
-from paged_engine.batch import Batch
+from paged_engine.batch import Batch, pack
 from paged_engine.lessons.bug_hunts import Hunt, hunt, replaced
 from paged_engine.request import Request
 
 
 @contextmanager
 def _reads_the_first_row() -> Iterator[None]:
-    right = engine_core.pack
-
-    def pack(
+    def faulty(
         scheduled: Mapping[Request, int], block_size: int, device: torch.device | str
     ) -> Batch:
-        batch = right(scheduled, block_size, device)
+        batch = pack(scheduled, block_size, device)
         batch.last_indices = torch.tensor(batch.query_starts[:-1], device=device)
         return batch
 
-    with replaced(engine_core, "pack", pack):
+    with replaced(engine_core, "pack", faulty):
         yield
 
 
@@ -50,7 +48,7 @@ hunt(
             "D": "The log counts on without a gap from the prompt's last position, and the right "
             "loop says the same rest.",
         },
-        source="vllm-project/tpu-inference, pull request 125, where every answer began with the "
-        'word "Question": https://github.com/vllm-project/tpu-inference/pull/125',
+        source="vllm-project/tpu-inference, pull request 125: every answer in its report "
+        'begins with "Question", https://github.com/vllm-project/tpu-inference/pull/125',
     )
 )
