@@ -24,6 +24,7 @@ Function = Callable[..., Any]
     "and no step goes over seats or budget",
 )
 def check_schedule(schedule: Function) -> None:
+    """States made by hand, then whole runs."""
     _nobody(schedule)
     _admission(schedule)
     _running_first(schedule)
@@ -143,6 +144,7 @@ def _step(
     "neighbours in the list included",
 )
 def check_update(update: Function) -> None:
+    """What is counted, who leaves, and who left before."""
     a, b, c = _running("A", 3, 1), _running("B", 5, 1), _chunked("C", 9, 0)
     when = "A (prompt 3) and B (prompt 5) get a token, C a chunk of 6 of its 9"
     scheduler = _after(update, [a, b, c], {a: 1, b: 1, c: 6}, {"A": 7, "B": 8}, [], when)
@@ -209,7 +211,8 @@ def _after(
     finished = "return the list of requests that finished in this step"
     if not isinstance(got, (list, tuple)) or any(not isinstance(r, Request) for r in got):
         raise NotYet(f"a list of requests ({', '.join(wanted) or 'empty'})", got, when, finished)
-    expect(sorted(_names(got)), sorted(wanted), f"{when}, who is returned", finished)
+    missed = f"{finished}; does a loop over a list that changes skip somebody?"
+    expect(sorted(_names(got)), sorted(wanted), f"{when}, who is returned", missed)
     for request in got:
         assert request.is_finished
     return scheduler
@@ -220,6 +223,7 @@ def _after(
 
 @exercise("05.3", "a free seat is given on at once, first come, first served")
 def check_steps_continuous(steps_continuous: Function) -> None:
+    """Lengths of all kinds, held against a run."""
     cases = [
         ([5], 1, 5, "one request takes as many steps as it has tokens"),
         ([3, 4], 1, 7, "with one seat they go one after the other"),

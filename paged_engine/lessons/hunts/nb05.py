@@ -12,9 +12,7 @@ from paged_engine.scheduler import Scheduler, SchedulerOutput
 _sound_update = Scheduler.update
 
 
-def _update(
-    self: Scheduler, output: SchedulerOutput, sampled: Mapping[str, int]
-) -> list[Request]:
+def _update(self: Scheduler, output: SchedulerOutput, sampled: Mapping[str, int]) -> list[Request]:
     """Leaves who finished in the list of the running, for the next step to take out."""
     running = self.running
     finished = _sound_update(self, output, sampled)
@@ -61,8 +59,7 @@ hunt(
         },
         guilty="C",
         reasons={
-            "A": "Look at the bars below the lanes: in step 5 four tokens or fewer of the 16 "
-            "are spent.",
+            "A": "Look at the bars below the lanes: in step 5 three tokens of the 16 are spent.",
             "B": "A preempted request gives its blocks back and is marked with a cross; the log "
             "has no such event.",
             "C": "The loop stands at place i, removes that request, and all behind it move up by "
