@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from paged_engine.attention import CpuAttention, reference_attention
 from paged_engine.batch import Batch
 from paged_engine.errors import InvalidConfigError, InvariantError
+from paged_engine.kernels import build
 from paged_engine.kernels.build import INSTRUCTIONS, library
 from paged_engine.kernels.library import Kernels
 from paged_engine.kv_cache import KVCacheShape, PagedKVCache
@@ -156,3 +158,52 @@ def test_one_thread_and_two_give_the_same_bits() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+# What is replaced in the source by what.  The comparison above must see each.
+FAULTS = {
+    "the next token is seen": ("at + 1 - key, 0", "at + 2 - key, 0"),
+    "the token itself is not seen": ("at + 1 - key, 0", "at - key, 0"),
+    "the window is one too wide": ("at - a.window + 1 - key", "at - a.window - key"),
+    "the window is left out": ("const int64_t from = a.window > 0", "const int64_t from = false"),
+    "the sum is not rescaled": ("s.total[row] *= rescale;", ""),
+    "the values are not rescaled": ("gathered[i] *= rescale", "gathered[i] *= 1"),
+    "the sink is left out": ("+ std::exp(a.sinks[head] - top)", ""),
+    "the values forget the sink": ("* rescale / total", "/ total"),
+    "the soft cap is left out": ("a.soft_cap > 0", "a.soft_cap > 1e9f"),
+    "all query heads read the first KV head": (
+        "(block * a.num_kv_heads + kv_head)",
+        "(block * a.num_kv_heads)",
+    ),
+    "the table is read by number": ("table[block_begin / a.block_size]", "table[0]"),
+    "the tail of a block is lost": ("offset < in_block", "offset < in_block - 1"),
+    "the scale is lost": ("* a.scale", ""),
+    "a token too far": ("(first + row / group) * a.q_token_stride", "first * a.q_token_stride"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_in_the_source_is_seen(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right, wrong = FAULTS[name]
+    copy = tmp_path / "kernels"
+    copy.mkdir()
+    for path in build.SOURCES.glob("*.[ch]*"):
+        text = path.read_text()
+        if path.name == "paged_attention.cpp":
+            assert right in text, f"the source has no {right!r} any more"
+            text = text.replace(right, wrong)
+        (copy / path.name).write_text(text)
+    monkeypatch.setattr(build, "SOURCES", copy)
+    monkeypatch.setenv("PAGED_ENGINE_CACHE", str(tmp_path / "cache"))
+    backend = CpuAttention(Kernels(library("DEFAULT")))
+    made = make([(1, 50), (33, 40), (7, 7), (1, 1)], block_size=20, heads=(6, 2), dims=(16, 16))
+    sinks = torch.linspace(-1, 2, 6)
+    differences = [
+        difference(backend, made, window=9, soft_cap=2.0, sinks=sinks),
+        difference(backend, made, window=9),
+        difference(backend, made),
+    ]
+    assert max(differences) > 100 * TOLERANCE[torch.float32]
