@@ -103,8 +103,9 @@ PROMPTS = [[31, 7, 52, 11, 90, 45], [60, 9], [14, 77, 23, 8]]
 class Counted:
     """A model that notes how large each pass was, and does not go on for ever."""
 
-    def __init__(self, model: Any, most: int) -> None:
+    def __init__(self, model: Any, most: int, are_several: bool) -> None:
         self.model = model
+        self.are_several = are_several
         self.most = most
         self.shapes: list[tuple[int, ...]] = []
         self.device = model.device
@@ -113,11 +114,11 @@ class Counted:
     def __call__(self, input_ids: Any, **options: Any) -> Any:
         self.shapes.append(tuple(input_ids.shape))
         if len(self.shapes) > self.most:
-            raise NotYet(
-                "an end as soon as the longest member is done",
-                f"a pass number {len(self.shapes)}",
-                hint="when is a row done, and when are all of them?",
-            )
+            alone = self.are_several and all(rows == 1 for rows, *_ in self.shapes)
+            hint = "a batch ends when all its rows are done; when is one done?"
+            if alone:
+                hint = "each pass had one row; all prompts of a batch go in together"
+            raise NotYet(f"{self.most} passes in all", "one more", hint=hint)
         return self.model(input_ids, **options)
 
 
@@ -138,7 +139,7 @@ def _held_against_solo(
         f"With prompts of 6, 2 and 4 tokens, max_tokens {limits}, batch_size {batch_size}"
         f"{f', {ends[0]} as end' if ends else ''}, on a tiny {family}"
     )
-    model = Counted(_tiny(family), most=sum(steps))
+    model = Counted(_tiny(family), sum(steps), are_several=batch_size > 1)
     prompts = [list(prompt) for prompt in PROMPTS]
     try:
         got = generate(model, prompts, list(limits), batch_size, *([ends] if ends else []))
@@ -149,15 +150,19 @@ def _held_against_solo(
     if not isinstance(got, list) or list(map(_length, got)) != lengths:
         found = list(map(_length, got)) if isinstance(got, list) else got
         hint = "a row that is done goes on being computed, but what it says is not kept"
+        if isinstance(found, list) and any(n < m for n, m in zip(found, lengths, strict=False)):
+            hint = "a batch goes on until all its rows are done, and rows keep their order"
+        elif ends:
+            hint = "a token of eos_token_ids ends its row, and is kept"
         raise NotYet(f"answers of {lengths} tokens, in order of arrival", found, when, hint)
     if any(rows > batch_size for rows, _ in model.shapes):
         raise NotYet(f"at most {batch_size} rows", f"{model.shapes[0][0]} rows in a pass", when)
     for i, (tokens, wanted) in enumerate(zip(got, right, strict=True)):
         hint = "is the mask handed over, and does it grow with each new token?"
-        if tokens[0] == wanted[0]:
+        if family == "gpt2":
+            hint = "with rotary positions it was right; here each step needs positions(mask)"
+        elif tokens[0] == wanted[0]:
             hint = "its first token is right: look at mask and positions of the steps after it"
-        elif family == "gpt2":
-            hint = "with rotary positions it was right: this model needs positions(mask)"
         expect(list(map(int, tokens)), wanted, f"{when}, prompt {i}", hint)
     if len(model.shapes) < sum(steps):
         raise NotYet(f"{sum(steps)} passes", f"{len(model.shapes)}", when, "one batch at a time")

@@ -33,14 +33,14 @@ hunt(
         },
         guilty="C",
         reasons={
-            "A": "Rounding is below 1e-4, and the first choice was won by more than a thousand "
-            "times that.  It does not fall over.",
-            "B": "Then it would matter what the neighbours say.  Only how long the longest is "
+            "A": "Rounding is below 1e-4, and alone none of these requests has a choice that was "
+            "won by less than ten times that.",
+            "B": "Then it would matter what the neighbours say. Only how long the longest is "
             "matters: neighbours of the same lengths with other tokens change nothing.",
             "C": "It changes as soon as there is a pad, it depends on the number of pads and not "
             "on what the neighbours say, and the longest row, which has none, never changes.",
             "D": "That moves every token of a row by the same distance, and this model counts "
-            "only distances: you ran it without positions, and each token was right.",
+            "only distances: without positions each of its tokens was right.",
         },
         source="the same happens in transformers to whoever forgets the mask; it warns, "
         "https://huggingface.co/docs/transformers/troubleshooting"

@@ -16,7 +16,7 @@ def forward(model, ids, mask=None, places=None, cache=None):
     if mask is not None:
         mask = torch.tensor(mask)
     if places is not None:
-        places = torch.tensor(places)[:, -ids.shape[1] :]
+        places = torch.tensor(places)[:, -ids.shape[1] :]  # of the new columns
     out = model(ids, attention_mask=mask, position_ids=places, past_key_values=cache)
     return out.logits[:, -1], out.past_key_values
 
