@@ -189,7 +189,12 @@ def call(function: Callable[..., Any], *arguments: Any, when: str = "", hint: st
 
 
 def is_stub(answer: Any) -> bool:
-    """Whether nobody has written anything: None, `...`, a function or methods of only `...`."""
+    """Whether the reader has written nothing: None, `...`, a function or methods of only `...`.
+
+    Or what `yours` gave them in its place: a cell that is run again must not call that passed.
+    """
+    if str(getattr(answer, "__module__", "")).startswith(f"{__package__}.solutions"):
+        return True
     if answer is None or answer is ...:
         return True
     if isinstance(answer, FunctionType):

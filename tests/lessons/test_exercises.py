@@ -60,6 +60,14 @@ def test_a_stub_is_not_attempted(stub: Any, capsys: Any) -> None:
     assert results() == {"99.1": "not attempted"}
 
 
+def test_the_lessons_own_solution_is_nobodys_attempt(capsys: Any) -> None:
+    def double(numbers: list[int]) -> list[int]:
+        return [2 * n for n in numbers]
+
+    double.__module__ = "paged_engine.lessons.solutions.nb99"
+    assert said(capsys, double) == "99.1 not attempted yet"
+
+
 def test_a_class_with_a_stub_is_not_attempted() -> None:
     class Half:
         def __init__(self) -> None: ...
