@@ -6,7 +6,8 @@ after every step, long enough for messages to come in.  Nothing waits for a page
 
 Newer kernels hand in a page's messages on a thread of their own, while a cell or a step runs.  Only
 the thread of the event loop touches the engine: what needs it is put in a queue, and done there
-between two steps.  What does not, as pause or another speed, is done and confirmed at once.
+between two steps.  What does not, as another speed, is done and confirmed at once; so is a pause,
+but it is confirmed when the step that runs has ended and its frame is sent.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Player:
         self._pages: dict[str, float] = {}  # when each was last heard of
         self._shown = 0.0  # when frames were last sent
         self._broke = ""
+        self._in_step = False
         self._loop = _running_loop()  # whose thread may touch the engine
         self._thread = threading.get_ident()
         self._stop_listening = engine.log.subscribe(self._look_for_break)
@@ -138,7 +140,7 @@ class Player:
     def status(self) -> dict[str, Any]:
         """What every page is told."""
         return {
-            "playing": self.is_playing,
+            "playing": self.is_playing or self._in_step,  # a step's frame comes before its end
             "error": self.error or self.stopped_by,
             "breaks": list(self.breaks),
             "speed": self.speed,
@@ -157,17 +159,24 @@ class Player:
                     self.is_playing = False  # the task shows where it ended
             case {"cmd": "alive" | "ready" | "pick"}:
                 pass
-            case {"cmd": "pause" | "speed" | "breaks"}:
+            case {"cmd": "pause"}:
+                self.is_playing = False
+                self._between_steps(self._show)
+            case {"cmd": "speed" | "breaks"}:
                 self._try(message)
                 for view in list(self._views):
                     view.show_status()
             case _:
                 self._commands.put(message)
-                loop = self._loop
-                if loop is None or loop.is_closed() or threading.get_ident() == self._thread:
-                    self._attend()
-                else:
-                    loop.call_soon_threadsafe(self._attend)
+                self._between_steps(self._attend)
+
+    def _between_steps(self, act: Callable[[], None]) -> None:
+        """Do it on the thread that steps the engine: now, if this is it, else as soon as can be."""
+        loop = self._loop
+        if loop is None or loop.is_closed() or threading.get_ident() == self._thread:
+            act()
+        else:
+            loop.call_soon_threadsafe(act)
 
     def _attend(self) -> None:
         self._obey()
@@ -192,8 +201,6 @@ class Player:
         match command:
             case {"cmd": "play"}:
                 self.play()
-            case {"cmd": "pause"}:
-                self.is_playing = False
             case {"cmd": "step"}:
                 self.error = self.stopped_by = ""
                 self.is_playing = False
@@ -240,10 +247,13 @@ class Player:
         self._broke = ""
         try:
             if self.engine.has_unfinished:
+                self._in_step = True
                 self.engine.step()
         except Exception as error:
             self.error = f"the step failed and was rolled back: {type(error).__name__}: {error}"
             return False
+        finally:
+            self._in_step = False
         return True
 
     def _is_alone(self) -> bool:

@@ -11,8 +11,11 @@ function gridOf(numBlocks, width) {
     const cell = Math.min(LARGEST, Math.floor((width / columns) * 2) / 2);
     const rows = Math.max(1, Math.ceil(numBlocks / columns));
     const fits = rows * cell <= TALLEST && columns >= 1.6 * rows;
-    if (fits || cell <= 1.5 || columns >= numBlocks) {
-      return { columns, cell: Math.max(1, cell), rows };
+    if (fits || columns >= numBlocks) return { columns, cell: Math.max(1, cell), rows };
+    if (cell <= 1.5) {
+      const small = Math.max(1, cell);
+      const all = Math.max(columns, Math.floor(width / small)); // all that there is room for
+      return { columns: all, cell: small, rows: Math.ceil(numBlocks / all) };
     }
   }
 }
@@ -29,8 +32,7 @@ class BlockMap {
     this.state = state;
     const detailed = grid.cell >= DETAILED;
     if (!detailed && !this.paintPixels(state, width, theme, pick)) return; // it is there already
-    const c = fit(this.canvas, width, grid.rows * grid.cell);
-    c.clearRect(0, 0, width, grid.rows * grid.cell);
+    const c = fit(this.canvas, width, Math.ceil(grid.rows * grid.cell), theme.card);
     if (detailed) this.drawCells(c, state, theme, pick);
     else this.drawPixels(c);
     if (pick.request !== null) this.drawTable(c, state.requests[pick.request], theme);
@@ -210,7 +212,8 @@ class BlockMap {
     if (picked) paint(picked, word(colourOf(picked.number, theme)));
     const alarm = word(theme.alarm);
     for (const [b, mark] of state.marks) if (mark === "evicted") words[b] = alarm;
-    const around = [width, cell, devicePixelRatio, pick.block, pick.position, theme.fg].join();
+    const around = [width, cell, devicePixelRatio, pick.block, pick.position, theme.fg, theme.card]
+      .join();
     const painted = new Uint32Array(this.image.data.buffer);
     // a picked request has lines and numbers over its blocks, which may change without them
     if (!picked && around === this.around && words.every((w, b) => w === painted[b])) return false;

@@ -114,8 +114,7 @@ function milliseconds(seconds) {
 
 function drawSpark(canvas, values, colour, width, theme) {
   const height = 34;
-  const c = fit(canvas, width, height);
-  c.clearRect(0, 0, width, height);
+  const c = fit(canvas, width, height, theme.card);
   if (values.length < 2) return;
   const top = Math.max(...values, 1e-9);
   c.strokeStyle = colourOf(colour, theme);

@@ -83,8 +83,7 @@ class Lanes {
     this.hidden = Math.max(0, lanes.length - MOST_ROWS);
     const shown = lanes.slice(-MOST_ROWS);
     const height = Math.max(4, shown.length) * ROW + BUDGET_HEIGHT + 14;
-    const c = fit(this.canvas, width, height);
-    c.clearRect(0, 0, width, height);
+    const c = fit(this.canvas, width, height, theme.card);
     const x = (border) => GUTTER + (border - from) * size;
     Object.assign(this, { book, shown, from, to, size, step });
     c.font = "11px system-ui, sans-serif";
@@ -171,17 +170,20 @@ class Lanes {
       c.fillStyle = pattern;
       c.fill();
     }
-    if (this.size >= 13) this.drawCounts(c, lane, first, end, y, x);
+    if (this.size >= 13) this.drawCounts(c, lane, first, end, y, x, theme);
   }
 
   // The tokens of each chunk of a prompt.
-  drawCounts(c, lane, first, end, y, x) {
+  drawCounts(c, lane, first, end, y, x, theme) {
+    c.strokeStyle = colourOf(lane.number, theme); // around the digits, over a pattern
     c.fillStyle = inkOn(lane.number);
+    c.lineWidth = 3;
     c.font = "8px system-ui, sans-serif";
     c.textAlign = "center";
     for (let i = first; i < end; i++) {
       const [s, kind, count] = lane.parts[i];
       if (kind !== "prefill" || count >= 100) continue;
+      if (patternOf(lane.number)) c.strokeText(String(count), x(s - 0.5), y + 0.5);
       c.fillText(String(count), x(s - 0.5), y + 0.5);
     }
     c.textAlign = "start";

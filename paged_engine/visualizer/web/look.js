@@ -5,7 +5,7 @@ const COLOURS = [
   ["#d55e00", "#d55e00"], ["#cc79a7", "#cc79a7"], ["#e0d000", "#f0e442"],
 ];
 const DARK_INK = [false, true, true, true, true, true, true]; // what can be read on each
-const NAMES = ["bg", "fg", "soft", "line", "free", "hatch", "alarm", "accent"];
+const NAMES = ["bg", "fg", "soft", "line", "free", "hatch", "alarm", "accent", "card"];
 
 // The colours as the page computes them now; canvases cannot read variables.
 function readTheme(root) {
@@ -75,8 +75,9 @@ function patternTile(context, number, theme) {
   return pattern ? tile(context, pattern === 1 ? "stripes" : "dots", theme.bg, 1) : null;
 }
 
-// A canvas of whole pixels, sharp on every screen; returns its context, drawn in CSS pixels.
-function fit(canvas, width, height) {
+// A canvas of whole pixels, sharp on every screen and empty; returns its context, drawn in CSS
+// pixels.  With a `ground` nothing shines through, which is cheaper: the browser need not mix.
+function fit(canvas, width, height, ground) {
   const scale = window.devicePixelRatio || 1;
   const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
   if (canvas.width !== w || canvas.height !== h) {
@@ -85,8 +86,13 @@ function fit(canvas, width, height) {
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
   }
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { alpha: !ground });
   context.setTransform(scale, 0, 0, scale, 0, 0);
+  context.globalAlpha = 1;
+  if (ground) {
+    context.fillStyle = ground;
+    context.fillRect(0, 0, width, height);
+  } else context.clearRect(0, 0, width, height);
   return context;
 }
 

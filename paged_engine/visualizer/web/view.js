@@ -3,6 +3,8 @@
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
 const WORDS_PAUSE = 200; // milliseconds between two changes of all but the maps while it plays
 const PADDING = 26; // of a card, and its border
+const SHARE = 0.1; // of the time that pictures take while an engine computes, perhaps on this machine
+const LONGEST_REST = 200; // milliseconds between two of them
 const MOST_REQUESTS = 40; // that are listed
 const LARGEST_TEXT = 400; // characters of a text that a closed row shows
 
@@ -65,10 +67,33 @@ class View extends Hands {
   wake(whole = true) {
     this.whole ||= whole;
     if (this.asked || this.closed) return;
+    const busy = this.state.live && this.state.playing;
+    const wait = busy && !this.whole ? this.restUntil - performance.now() : 0;
+    if (wait > 0) {
+      this.resting ??= setTimeout(() => {
+        this.resting = null;
+        this.wake(false);
+      }, wait);
+      return;
+    }
     this.asked = requestAnimationFrame(() => {
       this.asked = null;
+      if (busy) this.weigh();
       this.draw();
     });
+  }
+
+  // Rest after a picture in proportion to what it takes.  A message sent before it is drawn comes
+  // when the browser has laid it out and painted it too.
+  weigh() {
+    const began = performance.now();
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      const now = performance.now();
+      this.restUntil = now + Math.min(LONGEST_REST, (now - began) * (1 / SHARE - 1));
+      port1.close();
+    };
+    port2.postMessage(null);
   }
 
   // While it plays a picture is the two maps; a change of words or of a small line makes the page
@@ -148,7 +173,6 @@ class View extends Hands {
     if (ticks === this.ticksDrawn) return;
     this.ticksDrawn = ticks;
     const c = fit(this.find("ticks"), width, height);
-    c.clearRect(0, 0, width, height);
     c.fillStyle = theme.alarm;
     for (const tick of this.ticks) c.fillRect(7 + (tick / Math.max(1, last)) * (width - 14), 1, 2, 5);
   }
@@ -251,6 +275,7 @@ class View extends Hands {
     this.closed = true;
     clearInterval(this.timer);
     clearTimeout(this.later);
+    clearTimeout(this.resting);
     cancelAnimationFrame(this.asked);
     this.observer.disconnect();
     this.scheme.removeEventListener("change", this.repaint);
