@@ -5,8 +5,9 @@
     figure.tell("a line that rises ...")
     figure                                    # last in the cell
 
-A chart of counts is an SVG that is the same in every run, so that the tests compare it.  One of
-measured times (`timed=True`) is a PNG, which they do not.
+A chart of counts is an SVG that is the same in every run, so that the tests compare it, and beside
+it a PNG for where SVG is not trusted.  One of measured times (`timed=True`) is a PNG alone, which
+they do not compare.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ class Chart(Plot):
         self.pe_alt = words
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = super()._repr_mimebundle_(**options)
         if self._timed:
-            return super()._repr_mimebundle_(**options)
+            return data, metadata
         file = io.StringIO()
         with matplotlib.rc_context(_SETTINGS):
             self.savefig(file, format="svg", metadata={"Date": None})
-        return {"image/svg+xml": file.getvalue(), "text/plain": repr(self)}, {}
+        return {"image/svg+xml": file.getvalue(), **data}, metadata
 
 
 def chart(

@@ -137,7 +137,7 @@ def test_a_chart_of_counts_is_the_same_each_time_and_one_of_times_is_a_png() -> 
         return figure._repr_mimebundle_()[0]
 
     first, second = draw(False), draw(False)
-    assert first == second and set(first) == {"image/svg+xml", "text/plain"}
+    assert first == second and set(first) == {"image/svg+xml", "image/png", "text/plain"}
     assert "<dc:date>" not in first["image/svg+xml"]
     assert first["text/plain"] == "a line that rises from one to three"
     assert set(draw(True)) == {"image/png", "text/plain"}
