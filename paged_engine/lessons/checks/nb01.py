@@ -22,7 +22,8 @@ def greedy_generate(generate: Callable[..., list[int]]) -> None:
     _run(generate, 1, ())
     _run(generate, 6, (TRUTH[2],))
     _run(generate, 6, {TRUTH[0], 7})
-    _run(generate, 6, (PROMPT[0],))  # an end in the prompt is no end
+    for token in (PROMPT[0], PROMPT[-1]):  # an end in the prompt is no end
+        _run(generate, 6, (token,))
 
 
 class Watched:
@@ -44,7 +45,13 @@ class Watched:
         if len(self.passes) == self.most:
             raise NotYet(
                 f"an end after {_times(self.most, 'pass')}", "one more", self.when,
-                "stop at max_tokens new tokens, or right after an end token",
+                "stop at max_tokens new tokens, the one from the first pass included, or "
+                "right after an end token",
+            )  # fmt: skip
+        if getattr(input_ids, "ndim", None) != 2:
+            raise NotYet(
+                "a tensor with two dimensions, a batch of one", _form(input_ids), self.when,
+                "the known tokens stand in a list of their own: torch.tensor([known])",
             )  # fmt: skip
         result = self.model(input_ids, **options)
         self.passes.append(input_ids[0].tolist())
@@ -80,13 +87,13 @@ def _run(generate: Callable[..., Any], max_tokens: int, ends: Any) -> None:
 
 
 def _require_ids(got: Any, right: list[int], when: str) -> None:
-    hint = "a list of plain integers: int(...) makes one of a tensor"
+    hint = "a list of plain integers: int(...) makes one of a tensor with one number"
     if isinstance(got, list):
         for token in got:
             if type(token) is not int:
                 raise NotYet(right, f"a list with a {type(token).__name__}", when, hint)
     else:
-        expect(got, right, when, "" if got is None else hint)
+        expect(got, right, when, "" if got is None else "return a list of plain integers")
 
 
 def _hint(got: list[int], right: list[int], ends: Any) -> str:
@@ -146,6 +153,13 @@ def _require_int(got: Any, right: int, when: str) -> None:
     if got is not None and type(got) is not int:
         hint = "a count is an int; // divides without making a float"
         raise NotYet(right, f"{got!r}, a {type(got).__name__}", when, hint)
+
+
+def _form(given: Any) -> str:
+    """What a pass was given, in words."""
+    if not hasattr(given, "ndim"):
+        return f"a {type(given).__name__}"
+    return f"a tensor with {given.ndim} dimension{'' if given.ndim == 1 else 's'}"
 
 
 def _times(number: int, what: str) -> str:

@@ -32,21 +32,21 @@ hunt(
         inject=_reads_the_first_row,
         suspects={
             "A": "A new token is not appended: the next step computes an old one instead.",
-            "B": "Decode cannot see the prompt: it attends to the answer alone.",
+            "B": "Decode cannot see the prompt: it looks at the answer alone.",
             "C": "A step's token is read from the wrong row of its logits.",
             "D": "Positions are off by one once the prompt is computed.",
         },
         guilty="C",
         reasons={
-            "A": "The log shows one new position in every step, and the right loop, given the "
-            "strange token as part of the prompt, says the same rest. So it was appended.",
-            "B": "Without the prompt nobody could name Paris. The right loop, which sees all of "
-            "the prompt, says the same rest.",
+            "A": "That acts after the first token, and the first is wrong already. The rest is "
+            "what the right loop says of prompt and strange token, so that one was appended.",
+            "B": "That acts after the step that computes the prompt, and the first wrong token "
+            "comes from that step. Also, without the prompt nobody could name Paris.",
             "C": "The strange token is what row 0 of the prompt predicts, and row 0 is read "
             "instead of the last. A decode step has one row, the first and the last at once, so "
             "all that follows is right again.",
-            "D": "The log counts on without a gap from the prompt's last position, and the right "
-            "loop says the same rest.",
+            "D": "That acts after the step that computes the prompt, and the first wrong token "
+            "comes from that step.",
         },
         source="vllm-project/tpu-inference, pull request 125: every answer in its report "
         'begins with "Question", https://github.com/vllm-project/tpu-inference/pull/125',

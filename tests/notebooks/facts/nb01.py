@@ -54,6 +54,10 @@ WRONG = {
         "an end token in the prompt ends it": loop(
             "if token in eos_token_ids:", "if set(known) & set(eos_token_ids):"
         ),
+        "an end token at the end of the prompt ends it": loop(
+            "while len(new) < max_tokens:",
+            "while len(new) < max_tokens and known[-1] not in eos_token_ids:",
+        ),
         "gives the prompt back as well": loop("return new", "return known"),
         "gives tensors": loop("int(logits[0, -1].argmax())", "logits[0, -1].argmax()"),
         "gives one tensor": loop("return new", "return torch.tensor(new)"),
@@ -83,6 +87,7 @@ WRONG = {
             "    known, new = list(prompt), []", "    new = []\n    while not new:\n        pass"
         ),
         "a tensor of one dimension": loop("torch.tensor([known])", "torch.tensor(known)"),
+        "a list in place of a tensor": loop("torch.tensor([known])", "[known]"),
     },
     "01.2": {
         "as if nothing grew": counted("num_prompt * num_new"),
