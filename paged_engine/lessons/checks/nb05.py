@@ -38,7 +38,7 @@ def _nobody(schedule: Function) -> None:
 
 def _admission(schedule: Function) -> None:
     when = "seats 2, budget 16, waiting A (3 tokens), B (5) and C (2)"
-    seated = "board while len(self.running) < self.max_num_seqs"
+    seated = "first in line first (popleft), and only while len(self.running) < self.max_num_seqs"
     waiting = [_waiting("A", 3), _waiting("B", 5), _waiting("C", 2)]
     _step(schedule, 2, 16, [], waiting, {"A": 3, "B": 5}, when, seated)
     when = "seats 4, budget 8, waiting A (3 tokens), B (9) and C (2)"
@@ -71,9 +71,12 @@ def _fair(schedule: Function) -> None:
     running = [_chunked("G", 28, 8), _running("A", 3, 2), _running("B", 5, 1)]
     behind = "leave one token of the budget for each running request behind this one"
     _step(schedule, 3, 8, running, [], {"G": 6, "A": 1, "B": 1}, when, behind)
-    when = "a budget that was lowered to 2 while A, B and C run (1 token left each)"
+    when = "budget 2, lowered while A, B and C run (1 token left each)"
     running = [_running("A", 3, 2), _running("B", 5, 1), _running("C", 4, 4)]
-    spent = "when the budget is spent, stop; who gets nothing is not in the dict"
+    spent = (
+        "whoever is served gets at least 1 token, however many are behind: "
+        "max(1, budget - behind); when the budget is spent, stop"
+    )
     _step(schedule, 3, 2, running, [], {"A": 1, "B": 1}, when, spent)
 
 
@@ -122,12 +125,15 @@ def _step(
     expect(got, wanted, when, hint)
     names = [r.request_id for r in (*running, *waiting) if r in running or r.request_id in wanted]
     in_line = [r.request_id for r in waiting if r.request_id not in wanted]
-    both = "who boards moves from self.waiting to the end of self.running"
+    both = "who gets tokens moves from self.waiting to the end of self.running, and nobody else"
     expect(_names(scheduler.running), names, f"{when}, self.running", both)
     expect(_names(scheduler.waiting), in_line, f"{when}, self.waiting", both)
     for request in scheduler.running:
         status = "who boards becomes RUNNING: request.set_status(RequestStatus.RUNNING)"
-        expect(request.status.name, "RUNNING", f"{when}, status of {request.request_id}", status)
+        about = f"{when}, status of {request.request_id}"
+        if not isinstance(request.status, RequestStatus):
+            raise NotYet("RequestStatus.RUNNING", repr(request.status), about, status)
+        expect(request.status.name, "RUNNING", about, status)
     for request in scheduler.waiting:
         expect(request.status.name, "WAITING", f"{when}, status of {request.request_id}")
     for request, before in computed.items():
@@ -147,7 +153,13 @@ def check_update(update: Function) -> None:
     """What is counted, who leaves, and who left before."""
     a, b, c = _running("A", 3, 1), _running("B", 5, 1), _chunked("C", 9, 0)
     when = "A (prompt 3) and B (prompt 5) get a token, C a chunk of 6 of its 9"
-    scheduler = _after(update, [a, b, c], {a: 1, b: 1, c: 6}, {"A": 7, "B": 8}, [], when)
+    try:
+        scheduler = _after(update, [a, b, c], {a: 1, b: 1, c: 6}, {"A": 7, "B": 8}, [], when)
+    except KeyError as problem:
+        if problem.args != ("C",):
+            raise
+        told = "sampled names only who has caught up: ask first, `if request.request_id in sampled`"
+        raise NotYet("no token for C", "KeyError: 'C'", when, told) from problem
     counted = "num_computed_tokens grows by what was scheduled, for each request in `scheduled`"
     for request, computed in ((a, 4), (b, 6), (c, 6)):
         about = f"{when}, num_computed_tokens of {request.request_id}"
@@ -157,6 +169,11 @@ def check_update(update: Function) -> None:
         expect(request.num_tokens, tokens, f"{when}, num_tokens of {request.request_id}", appended)
     expect(a.token_ids[-1], 7, f"{when}, the last token of A", appended)
     expect(_names(scheduler.running), ["A", "B", "C"], f"{when}, self.running")
+    zero = _running("A", 3, 1)
+    when = "A gets the token 0"
+    _after(update, [zero], {zero: 1}, {"A": 0}, [], when)
+    falsy = "0 is a token like any other, but counts as false: ask whether the id is in `sampled`"
+    expect(zero.num_tokens, 5, f"{when}, num_tokens of A", falsy)
     _leaving(update)
     _aborted(update)
 
@@ -172,8 +189,15 @@ def _leaving(update: Function) -> None:
     expect(_names(scheduler.running), ["E"], f"{when}, self.running", walk)
     quiet, busy = _running("A", 3, 1), _running("B", 3, 1, max_tokens=2)
     when = "A runs but was given nothing in this step, B gets its last token"
-    scheduler = _after(update, [quiet, busy], {busy: 1}, {"B": 5}, ["B"], when)
-    expect(_names(scheduler.running), ["A"], f"{when}, self.running", walk)
+    stays = "who got nothing in this step still runs: go through `scheduled` to count, and keep "
+    stays += "all of self.running that are not finished"
+    try:
+        scheduler = _after(update, [quiet, busy], {busy: 1}, {"B": 5}, ["B"], when)
+    except KeyError as problem:
+        if problem.args != (quiet,):
+            raise
+        raise NotYet("A left as it was", "KeyError for A", when, stays) from problem
+    expect(_names(scheduler.running), ["A"], f"{when}, self.running", stays)
     expect(quiet.num_computed_tokens, 3, f"{when}, num_computed_tokens of A")
 
 
@@ -183,14 +207,15 @@ def _aborted(update: Function) -> None:
     when = "A was aborted while the step was computed, B gets a token"
     hint = "skip who is_finished before you do anything: a finished request takes no token"
     known = gone.num_tokens
+    before = "return only who finished in this step: who was aborted had left before"
     try:
-        _after(update, [stays], {gone: 1, stays: 1}, {"A": 5, "B": 6}, [], when)
+        _after(update, [stays], {gone: 1, stays: 1}, {"A": 5, "B": 6}, [], when, before)
     except Exception as problem:
         if isinstance(problem, NotYet):
             raise
         raise NotYet("A left as it was", f"{type(problem).__name__}", when, hint) from problem
     expect(gone.num_tokens, known, f"{when}, num_tokens of A", hint)
-    expect(stays.num_tokens, 5, f"{when}, num_tokens of B")
+    expect(stays.num_tokens, 5, f"{when}, num_tokens of B", "skip A only, and go on with the rest")
 
 
 def _after(
@@ -200,6 +225,7 @@ def _after(
     sampled: dict[str, int],
     wanted: list[str],
     when: str,
+    hint: str = "",
 ) -> Any:
     """The scheduler after one update; who finished was returned."""
     scheduler = _host(lesson.schedule, 8, 64, update)
@@ -211,7 +237,7 @@ def _after(
     finished = "return the list of requests that finished in this step"
     if not isinstance(got, (list, tuple)) or any(not isinstance(r, Request) for r in got):
         raise NotYet(f"a list of requests ({', '.join(wanted) or 'empty'})", got, when, finished)
-    missed = f"{finished}; does a loop over a list that changes skip somebody?"
+    missed = hint or f"{finished}; does a loop over a list that changes skip somebody?"
     expect(sorted(_names(got)), sorted(wanted), f"{when}, who is returned", missed)
     for request in got:
         assert request.is_finished

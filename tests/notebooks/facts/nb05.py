@@ -69,6 +69,19 @@ WRONG = {
         "leaves nothing for those behind": _but(
             _RIGHT, ("min(left, max(1, budget - behind))", "min(left, budget)")
         ),
+        "leaves tokens for others when none is left for oneself": _but(
+            _RIGHT,
+            (
+                "        scheduled[request] = min(left, max(1, budget - behind))\n"
+                "        budget -= scheduled[request]\n"
+                "    while",
+                "        if budget > behind:\n"
+                "            scheduled[request] = min(left, budget - behind)\n"
+                "            budget -= scheduled[request]\n"
+                "    while",
+            ),
+        ),
+        "takes the last in line first": _but(_RIGHT, ("popleft()", "pop()")),
         "gives out tokens that a lowered budget has not": _but(
             _RIGHT, ("        if budget == 0:\n            break\n", "")
         ),
@@ -167,6 +180,11 @@ def update(self, scheduled, sampled):
         "expects a token for everybody": _but(
             _UPDATE, ("        if request.request_id in sampled:\n    ", "")
         ),
+        "takes the token 0 for none": _but(
+            _UPDATE,
+            ("if request.request_id in sampled:", "if sampled.get(request.request_id):"),
+        ),
+        "ends at who was aborted": _but(_UPDATE, ("continue", "break")),
         "gives a token to who was aborted": _but(
             _UPDATE, ("        if request.is_finished:\n            continue\n", "")
         ),
