@@ -254,14 +254,47 @@ def _inject(engine: Any, prompt: str, max_tokens: int, priority: int) -> None:
 
 
 def _words(event: ev.Queued, tokenizer: Any) -> str:
-    """The prompt as text, if it can be had."""
+    """The prompt as text, if it can be had; of a chat what the user asked last."""
     if tokenizer is None:
         return ""
+    token_ids = list(event.prompt_token_ids)
     try:
-        text = str(tokenizer.decode(list(event.prompt_token_ids)))
+        whole_text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
+        text = (
+            _last_question(whole_text, tokenizer)
+            or str(tokenizer.decode(token_ids, skip_special_tokens=True))
+            or whole_text
+        )
     except Exception:  # it is shown, nothing more
         return ""
     return text if len(text) <= _MOST_WORDS else f"… {text[-_MOST_WORDS:]}"
+
+
+def _last_question(prompt: str, tokenizer: Any) -> str:
+    """The last message of the user in a prompt that the chat template made; "" in any other.
+
+    What the template writes before and after a message is learnt from a chat that is known.
+    """
+    first, answer, last = "the first question", "the first answer", "the last question"
+    chat = [("user", first), ("assistant", answer), ("user", last)]
+    try:
+        framed = tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in chat],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+    except Exception:  # there is no template, or it wants something else
+        return ""
+    beginning, _, rest = framed.partition(first)
+    between, _, closing = rest.partition(answer)[2].partition(last)
+    # what stands before every message of the user, the first one and later ones
+    ends = (between[start:] for start in range(len(between)))
+    opening = next((end for end in ends if beginning.endswith(end)), "").strip()
+    closing, prompt = closing.strip(), prompt.rstrip()
+    if not opening or not prompt.endswith(closing):
+        return ""
+    _, found, question = prompt.removesuffix(closing).rpartition(opening)
+    return question.strip() if found else ""
 
 
 def _about(engine: Any) -> str:

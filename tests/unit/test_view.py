@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from paged_engine.errors import InvalidConfigError, PagedEngineError
 from paged_engine.visualizer import EngineView
 from tests.browser.runs import eventful
 from tests.engine.engine_helpers import greedy, oracle_engine
+from tests.helpers.fakes import ByteTokenizer, OracleModel
 
 
 def loaded() -> ContinuousEngine:
@@ -116,6 +118,97 @@ def test_a_page_of_its_own_holds_everything(tmp_path: Path) -> None:
     page = (tmp_path / "run.html").read_text(encoding="utf-8")
     assert "a &lt;run&gt;" in page and "http" not in page.replace("http://www.w3.org", "")
     assert len(page) < 100_000
+
+
+# ------------------------------------------------------------------ what was asked
+
+
+class Chatty(ByteTokenizer):
+    """A tokenizer with special tokens, from 200 on, and a chat template."""
+
+    def __init__(self, begin: str, turns: dict[str, str], reply: str, special: list[str]) -> None:
+        self._begin, self._turns, self._reply = begin, turns, reply
+        self.special = special
+        self._special = dict(enumerate(special, 200))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        for number, special in self._special.items():
+            text = text.replace(special, chr(number))
+        return [ord(character) for character in text]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        special = dict.fromkeys(self._special, "") if skip_special_tokens else self._special
+        return "".join(special.get(i, chr(i)) for i in token_ids)
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: bool) -> str:
+        begin = "" if messages[0]["role"] == "system" else self._begin
+        turns = [self._turns[m["role"]].format(m["content"]) for m in messages]
+        return begin + "".join(turns) + self._reply
+
+
+CHATS = {
+    "like SmolLM2, with a system message of its own": Chatty(
+        "<im>system\nYou are small.</im>\n",
+        {role: f"<im>{role}\n{{}}</im>\n" for role in ("system", "user", "assistant")},
+        "<im>assistant\n",
+        ["<im>", "</im>"],
+    ),
+    "like Llama 3, with nothing before": Chatty(
+        "",
+        {role: f"<h>{role}</h>\n\n{{}}<eot>" for role in ("system", "user", "assistant")},
+        "<h>assistant</h>\n\n",
+        ["<h>", "</h>", "<eot>"],
+    ),
+    "like Mistral, in plain text, without a word for the reply": Chatty(
+        "<s>",
+        {"system": "<s>{}\n\n", "user": "[INST] {} [/INST]", "assistant": " {}</s>"},
+        "",
+        ["<s>", "</s>"],
+    ),
+}
+SKY, GRASS = "Why is the sky blue?", "And the grass?"
+
+
+def words_of(prompt: Any, tokenizer: Any) -> str:
+    """What a view shows of a request that has no answer yet."""
+    engine = oracle_engine(OracleModel(vocab_size=256), num_blocks=256, tokenizer=tokenizer)
+    engine.add_request(prompt, greedy(2))
+    (frame,) = EngineView(engine).timeline.document()["frames"]
+    (words,) = [operation[5] for operation in frame["o"] if operation[0] == "q"]
+    return str(words)
+
+
+@pytest.mark.parametrize("tokenizer", CHATS.values(), ids=CHATS.keys())
+def test_of_a_chat_the_last_question_is_shown(tokenizer: Chatty) -> None:
+    sky, grass = ({"role": "user", "content": text} for text in (SKY, GRASS))
+    rules = {"role": "system", "content": "Be short."}
+    answer = {"role": "assistant", "content": "It scatters."}
+    assert words_of([sky], tokenizer) == SKY
+    assert words_of([sky, answer, grass], tokenizer) == GRASS
+    assert words_of([rules, sky, answer, grass], tokenizer) == GRASS
+    many = "one\n\ntwo, " * 50 + "three"
+    assert words_of([{"role": "user", "content": many}], tokenizer) == f"… {many[-300:]}"
+
+
+@pytest.mark.parametrize("tokenizer", CHATS.values(), ids=CHATS.keys())
+def test_of_any_other_prompt_all_is_shown_but_special_tokens(tokenizer: Chatty) -> None:
+    assert words_of("The first ten primes are", tokenizer) == "The first ten primes are"
+    assert words_of([200, *b"Hello"], tokenizer) == "Hello"
+    rules = words_of([{"role": "system", "content": "Be short."}], tokenizer)
+    assert "Be short." in rules and not any(name in rules for name in tokenizer.special)
+    assert words_of([200], tokenizer) == tokenizer.decode([200])  # rather than nothing
+
+
+def test_a_prompt_is_shown_whatever_the_template_does() -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise ValueError("no template")
+
+    for template in (refuse, lambda *_, **__: "", lambda *_, **__: "the first question"):
+        tokenizer = ByteTokenizer()
+        tokenizer.apply_chat_template = template  # type: ignore[attr-defined]
+        assert words_of(SKY, tokenizer) == SKY
+    assert words_of(SKY, ByteTokenizer()) == SKY
+    assert words_of([1, 2, 3], None) == ""
 
 
 # ------------------------------------------------------------------ bad logs
