@@ -141,6 +141,7 @@ def set_status(self, status):
             ("    self.token_ids.append(token_id)\n", ""),
             ("    if self.status", "    self.token_ids.append(token_id)\n    if self.status"),
         ),
+        "both ends are asked for": _but(_TAKE, ("    elif", "    if")),
         "the first token is never the last": _but(
             _TAKE,
             (
@@ -167,6 +168,9 @@ def set_status(self, status):
         ),
         "the new token counts as computed": _but(
             _STATE, ("known, computed = known + 1, known", "known = computed = known + 1")
+        ),
+        "a token computes one more": _but(
+            _STATE, ("known + 1, known", "known + 1, computed + 1")
         ),
         "a token computes nothing": _but(
             _STATE, ("known, computed = known + 1, known", "known += 1")
