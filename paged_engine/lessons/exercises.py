@@ -175,8 +175,10 @@ def call(function: Callable[..., Any], *arguments: Any, when: str = "", hint: st
     """What a reader's function returns, which must leave its arguments as they are.
 
     Raises:
-        NotYet: It changed one of them.
+        NotYet: It changed one of them, or is no function.
     """
+    if not callable(function):
+        raise NotYet("a function", function, hint="hand over its name, without brackets")
     before = copy.deepcopy(arguments)
     result = function(*arguments)
     for position, (old, new) in enumerate(zip(before, arguments, strict=True), 1):

@@ -126,6 +126,11 @@ def test_a_changed_argument_is_told(capsys: Any) -> None:
     assert "work on a copy" in words
 
 
+def test_what_is_no_function_is_named(capsys: Any) -> None:
+    words = said(capsys, [2, 10, 16])
+    assert "expected a function, got [2, 10, 16]. Hint: hand over its name" in words
+
+
 def _for_ever(numbers: list[int]) -> list[int]:
     while True:
         numbers = numbers[:]
