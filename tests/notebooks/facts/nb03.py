@@ -156,6 +156,9 @@ def wasted_slot_steps(lengths, batch_size):
         "the end token does not end": _batches(end="len(new[i]) == limits[i]"),
         "one token too many": _batches(end="len(new[i]) > limits[i] or token in eos_token_ids"),
         "never ends": _batches(end="False"),
+        "a batch runs to its largest limit": _batches().replace(
+            "while not all(done)", "for _ in range(max(limits))"
+        ),
         "everybody at once": _batches()
         .replace("batch_size):\n        limits", "99):\n        limits")
         .replace("start + batch_size", "start + 99"),
