@@ -53,8 +53,8 @@ hunt(
             "C": "A counter that nobody sets back: the prompt is placed from 0 on, the new tokens "
             "behind the end of the first request.  So the distance from them to the prompt is "
             "too large by all that the first request had.",
-            "D": "Each token of both answers won by more than 0.05, hundreds of times what rounding "
-            "moves; and a first request of another length gives other wrong tokens.",
+            "D": "Each token of both answers won by more than 0.05, hundreds of times what "
+            "rounding moves; and a first request of another length gives other wrong tokens.",
         },
         source="transformers had it for Qwen-VL, whose second generation took a position offset "
         "over from the first: https://github.com/huggingface/transformers/pull/43952",

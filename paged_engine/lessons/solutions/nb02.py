@@ -15,7 +15,7 @@ class KVCache:
         self.values = [None] * num_layers
 
     def append(self, layer, k, v):
-        """Keep `[num_kv_heads, T, head_dim]` of T new tokens; returns all of the layer."""
+        """Keep `[num_kv_heads, T, head_dim]` of T tokens; returns all of the layer."""
         if self.keys[layer] is not None:
             k = torch.cat([self.keys[layer], k], dim=1)
             v = torch.cat([self.values[layer], v], dim=1)
@@ -34,7 +34,7 @@ class KVCache:
 
 
 def attend_cached(q, k, v):
-    """Attention of one new token, `q [num_heads, head_dim]`, over all keys and values."""
+    """Attention of one new token, `q [num_heads, head_dim]`, over all that is kept."""
     group = q.shape[0] // k.shape[0]  # query heads that share one head of keys
     k = k.repeat_interleave(group, dim=0)
     v = v.repeat_interleave(group, dim=0)
