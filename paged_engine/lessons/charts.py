@@ -42,12 +42,13 @@ class Chart(Plot):
         self.pe_alt = words
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, metadata = super()._repr_mimebundle_(**options)
         if self._timed:
-            return data, metadata
+            return super()._repr_mimebundle_(**options)
         file = io.StringIO()
         with matplotlib.rc_context(_SETTINGS):
             self.savefig(file, format="svg", metadata={"Date": None})
+        self.set_layout_engine("none")  # laid out once: twice would move things by a hair
+        data, metadata = super()._repr_mimebundle_(**options)
         return {"image/svg+xml": file.getvalue(), **data}, metadata
 
 

@@ -19,9 +19,11 @@ import dis
 import importlib
 import importlib.util
 import linecache
+import sysconfig
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -207,6 +209,12 @@ def is_stub(answer: Any) -> bool:
     return False
 
 
+# Where code lies that no reader wrote: this package, Python's own, what is installed.
+_NOT_THE_READERS = (
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
+    "<frozen",
+)
 _NOTHING = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "COPY_FREE_VARS"}
 
 
@@ -231,19 +239,12 @@ def tell(name: str, result: str, words: str) -> None:
 def _raised(problem: Exception) -> str:
     """What the reader's code raised, and in which of their lines."""
     said = f"It raised {type(problem).__name__}: {problem}"
-    package = __name__.split(".")[0]
-    own = [
-        frame
-        for frame, _ in traceback.walk_tb(problem.__traceback__)
-        if not frame.f_globals.get("__name__", "").startswith((package, "torch", "transformers"))
-    ]
-    if own:
-        number = own[-1].f_lineno
-        for frame, line in traceback.walk_tb(problem.__traceback__):
-            if frame is own[-1]:
-                number = line
-        text = linecache.getline(own[-1].f_code.co_filename, number).strip()
-        said += f", in line {number} of {own[-1].f_code.co_name}" + (f": {text}" if text else "")
+    for frame, number in reversed(list(traceback.walk_tb(problem.__traceback__))):
+        code = frame.f_code
+        if not code.co_filename.startswith(_NOT_THE_READERS):
+            text = linecache.getline(code.co_filename, number).strip()
+            said += f", in line {number} of {code.co_name}" + (f": {text}" if text else "")
+            break
     return _sentence(said)
 
 

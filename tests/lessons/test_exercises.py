@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,6 +116,14 @@ def test_an_exception_is_told_with_the_readers_line(capsys: Any) -> None:
     words = said(capsys, raises)
     assert "It raised ZeroDivisionError: division by zero, in line" in words
     assert "return [n / 0 for n in numbers]" in words
+
+
+def test_an_exception_of_a_library_is_told_with_the_readers_line(capsys: Any) -> None:
+    def raises(numbers: list[int]) -> Any:
+        return json.loads("{")
+
+    words = said(capsys, raises)
+    assert "JSONDecodeError" in words and words.endswith('of raises: return json.loads("{").')
 
 
 def test_a_changed_argument_is_told(capsys: Any) -> None:

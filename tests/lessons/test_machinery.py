@@ -140,6 +140,8 @@ def test_a_chart_of_counts_is_the_same_each_time_and_one_of_times_is_a_png() -> 
     assert first == second and set(first) == {"image/svg+xml", "image/png", "text/plain"}
     assert "<dc:date>" not in first["image/svg+xml"]
     assert first["text/plain"] == "a line that rises from one to three"
+    figure, _ = chart("Shown twice", "token", "tokens computed")
+    assert figure._repr_mimebundle_() == figure._repr_mimebundle_()
     assert set(draw(True)) == {"image/png", "text/plain"}
 
 
