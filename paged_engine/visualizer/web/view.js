@@ -108,7 +108,8 @@ class View extends Hands {
     const now = performance.now();
     const due = this.state.playing && !this.whole ? this.wordsDrawn + WORDS_PAUSE - now : 0;
     clearTimeout(this.later);
-    if (due > 0) this.later = setTimeout(() => this.wake(), due);
+    // the next step's picture brings them; the clock does if no step comes
+    if (due > 0) this.later = setTimeout(() => this.wake(), due + WORDS_PAUSE);
     else {
       this.whole = false;
       this.wordsDrawn = now;
