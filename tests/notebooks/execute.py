@@ -5,7 +5,8 @@
 The outputs that the tests compare are made here, so everything that would differ from machine to
 machine or from run to run is taken out: no model hub, no user's settings, no card, times and
 versions out of the metadata.  Live views are run to their end and the state of their widgets is
-kept, under names that do not change.
+kept, under names that do not change.  A picture in `assets/notebooks` that a cell draws follows what
+it draws now.
 """
 
 from __future__ import annotations
@@ -120,15 +121,38 @@ def _renamed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nbformat.from_dict(renamed)
 
 
+def _svgs(notebook: nbformat.NotebookNode) -> list[str]:
+    """Every SVG that its cells have drawn, in order."""
+    return [
+        str(output["data"]["image/svg+xml"])
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/svg+xml" in output.get("data", {})
+    ]
+
+
+def _kept_pictures(path: Path, notebook: nbformat.NotebookNode) -> dict[Path, int]:
+    """Pictures in `assets` that are what a cell draws, and the number of that drawing."""
+    folder = path.resolve().parents[1] / "assets" / "notebooks"
+    drawn = _svgs(notebook)
+    kept = {
+        file: file.read_text(encoding="utf-8") for file in folder.glob(f"{path.stem[:2]}_*.svg")
+    }
+    return {file: drawn.index(text) for file, text in kept.items() if text in drawn}
+
+
 def main(arguments: list[str]) -> None:
     """Execute each notebook that is named and write it back."""
     parser = argparse.ArgumentParser(description="Execute notebooks in place.")
     parser.add_argument("notebooks", nargs="+", type=Path)
     for path in parser.parse_args(arguments).notebooks:
         notebook = nbformat.read(path, as_version=4)
+        pictures = _kept_pictures(path, notebook)
         with tempfile.TemporaryDirectory() as scratch:
             notebook = execute(notebook, path.parent.resolve(), scratch)
         nbformat.write(notebook, path)
+        for file, number in pictures.items():
+            file.write_text(_svgs(notebook)[number], encoding="utf-8")
         print(f"{path}: {sum(c.cell_type == 'code' for c in notebook.cells)} cells run")
 
 
