@@ -5,8 +5,8 @@
 The outputs that the tests compare are made here, so everything that would differ from machine to
 machine or from run to run is taken out: no model hub, no user's settings, no card, times and
 versions out of the metadata.  Live views are run to their end and the state of their widgets is
-kept, under names that do not change.  A picture in `assets/notebooks` that a cell draws becomes what
-it draws now.
+kept, under names that do not change.  A picture in `assets/notebooks` that a cell draws becomes
+what it draws now.
 """
 
 from __future__ import annotations
