@@ -165,6 +165,9 @@ def _attention_hint(got: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torc
     unscaled = _attention(q, k, v, scale=1.0)
     if torch.allclose(got, unscaled, atol=TOLERANCE, rtol=1e-4):
         return "divide the scores by the square root of head_dim"
+    by_length = _attention(q, k, v, scale=k.shape[1] ** -0.5)
+    if torch.allclose(got, by_length, atol=TOLERANCE, rtol=1e-4):
+        return "divide by the square root of head_dim, not of the number of tokens"
     if k.shape[1] > 1 and torch.allclose(got, _attention(q, k[:, :-1], v[:, :-1]), atol=TOLERANCE):
         return "the newest token sees itself, too: its key is the last one"
     times = q.shape[0] // k.shape[0]
