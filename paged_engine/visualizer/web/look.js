@@ -91,8 +91,8 @@ function fit(canvas, width, height, ground) {
   context.globalAlpha = 1;
   if (ground) {
     context.fillStyle = ground;
-    context.fillRect(0, 0, width, height);
-  } else context.clearRect(0, 0, width, height);
+    context.fillRect(0, 0, width + 1, height + 1); // the last pixel may be but half of the width
+  } else context.clearRect(0, 0, width + 1, height + 1);
   return context;
 }
 
