@@ -111,7 +111,10 @@ def draw() -> Picture:
             body += chip(part.x + WIDTH - 7 - place * (CHIP + 4), part.y + 7, number)
     body += arrows(at)
     y = TOP + 4 * ROW - 12
-    for right, number, says in [(LEFT + CHIP, 9, "builds the engine"), (186, 10, "goes beyond it")]:
+    for right, number, says in [
+        (LEFT + CHIP, 9, "and before: the engine"),
+        (230, 10, "and after: beyond it"),
+    ]:
         body += [*chip(right, y, number), text(right + 7, y + 11.5, says, "soft")]
     told = [
         f"{part.name} ({part.does}): notebook{'s' if len(part.notebooks) > 1 else ''} "
