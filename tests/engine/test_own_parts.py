@@ -276,5 +276,5 @@ def test_an_attention_that_is_none_is_refused() -> None:
     from paged_engine.models import tiny
 
     for attention in ("flash", 5):
-        with pytest.raises(InvalidConfigError, match="expected 'reference', 'sdpa' or a function"):
+        with pytest.raises(InvalidConfigError, match="expected 'reference', 'sdpa', 'cpu' or a"):
             ContinuousEngine(tiny(), attention=attention)  # type: ignore[arg-type]
