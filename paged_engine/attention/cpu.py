@@ -16,7 +16,7 @@ MOST_ROWS = 64  # small enough for a core's nearest cache, large enough to use e
 
 @dataclass(slots=True)
 class _Work:
-    """What all layers of a step share.
+    """What all layers of a step share that have as many query heads for a KV head.
 
     Attributes:
         tiles: `[W, 4]`: sequence, first row in the batch, position of it, number of tokens.
@@ -63,9 +63,10 @@ class CpuAttention:
         k_cache, v_cache = cache.k[layer], cache.v[layer]
         num_heads, head_dim = q.shape[1:]
         num_kv_heads, value_dim = k_cache.shape[1], v_cache.shape[-1]
-        if "cpu" not in batch.memo:
-            batch.memo["cpu"] = _plan(batch, cache, num_heads // num_kv_heads)
-        work: _Work = batch.memo["cpu"]
+        plan = f"cpu {num_heads // num_kv_heads}"  # layers may differ in it, and tiles with them
+        if plan not in batch.memo:
+            batch.memo[plan] = _plan(batch, cache, num_heads // num_kv_heads)
+        work: _Work = batch.memo[plan]
         if q.stride(-1) != 1:
             q = q.contiguous()
         if sinks is not None:

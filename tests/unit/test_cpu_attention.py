@@ -147,6 +147,14 @@ def test_a_nan_of_a_key_is_seen_by_all_who_see_the_key_and_by_nobody_else() -> N
     assert not out[:4].isnan().any() and out[4:].isnan().all()
 
 
+def test_layers_with_other_numbers_of_query_heads_get_tiles_of_their_own() -> None:
+    """Those of the first layer would be too large for the scratch of the second."""
+    few, cache, batch = make([(40, 60)], heads=(1, 1))
+    many, _, _ = make([(40, 60)], heads=(8, 1))
+    for q in (few, many, few):
+        assert difference(CpuAttention(), (q, cache, batch)) <= TOLERANCE[torch.float32]
+
+
 def test_one_thread_and_two_give_the_same_bits() -> None:
     q, cache, batch = make([(1, 50), (33, 40), (7, 7)], heads=(6, 2))
     before = torch.get_num_threads()
