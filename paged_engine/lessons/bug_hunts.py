@@ -26,7 +26,7 @@ class Hunt:
     """One fault and the question about it.
 
     Attributes:
-        name: The notebook, as "05".
+        name: The notebook, as "05"; a second one and a third in it are "09b" and "09c".
         inject: Inside the context that it gives, the package has the fault.
         suspects: Letter to what may be the cause.
         guilty: The letter of the true one.
@@ -63,8 +63,9 @@ def find_hunt(name: str) -> Hunt:
     Raises:
         PagedEngineError: There is none.
     """
-    module = f"{__package__}.hunts.nb{name}"
-    if name not in _known and str(name).isdigit() and importlib.util.find_spec(module):
+    number = str(name).rstrip("bc")
+    module = f"{__package__}.hunts.nb{number}"
+    if name not in _known and number.isdigit() and importlib.util.find_spec(module):
         importlib.import_module(module)
     if name not in _known:
         raise PagedEngineError(f"there is no bug hunt {name!r}; expected a notebook's, as in '05'")

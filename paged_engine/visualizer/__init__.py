@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paged_engine.visualizer.lanes import state_at
 from paged_engine.visualizer.perfetto import export_perfetto
+from paged_engine.visualizer.retelling import retell
 from paged_engine.visualizer.static import Picture, batch_lanes_svg, block_map_svg, story_svg
 from paged_engine.visualizer.table import EventTable, event_table
 
@@ -29,6 +30,7 @@ __all__ = [
     "plot_blocks",
     "plot_lanes",
     "plot_metrics",
+    "retell",
     "state_at",
     "story_svg",
 ]

@@ -24,6 +24,7 @@ from paged_engine.replay import EngineState, copy_state, reduce
 from paged_engine.visualizer.lanes import whole
 from paged_engine.visualizer.page import PARTS, replay_page, style_sheet, widget_module
 from paged_engine.visualizer.player import Player, Stepped, player_of
+from paged_engine.visualizer.retelling import Reducer, Retelling, retell
 from paged_engine.visualizer.timeline import Timeline, pack
 
 MOST_SAVED = 200_000  # bytes of a run that a notebook keeps
@@ -39,6 +40,8 @@ class EngineView(anywidget.AnyWidget):
         engine: A :class:`paged_engine.ContinuousEngine` that records events.
         parts: Which parts to show, of `controls`, `blocks`, `lanes`, `gauges`, `requests`.
         about: A line about the run; None: model, device and pool.
+        reducer: Shows what this function makes of the events, in place of
+            :func:`paged_engine.replay.reduce`: (state, event) to the state after it.
 
     Attributes:
         picked_block, picked_request, picked_position: What the reader last picked in the page.
@@ -63,6 +66,7 @@ class EngineView(anywidget.AnyWidget):
         parts: Collection[str] = PARTS,
         about: str | None = None,
         *,
+        reducer: Reducer | None = None,
         timeline: Timeline | None = None,
     ) -> None:
         shown = [parts] if isinstance(parts, str) else list(parts)
@@ -76,7 +80,7 @@ class EngineView(anywidget.AnyWidget):
         self._player = None if engine is None else player_of(engine, partial(_inject, engine))
         if engine is not None:
             about = _about(engine) if about is None else about
-        self.timeline = _watch(engine) if timeline is None else timeline
+        self.timeline = _watch(engine, reducer) if timeline is None else timeline
         super().__init__(parts=shown, about=about or "", live=engine is not None)
         self.on_msg(self._receive)
         if self._player is not None:
@@ -89,17 +93,19 @@ class EngineView(anywidget.AnyWidget):
         log: Iterable[ev.Event] | str | Path,
         parts: Collection[str] = PARTS,
         about: str = "a recorded run",
+        *,
+        reducer: Reducer | None = None,
     ) -> EngineView:
         """A view of a recorded run, with its own clock and no engine.
 
         Args:
             log: Its events, all of them, or the path of a file that `EventLog.to_jsonl` wrote.
-            parts, about: See the class.
+            parts, about, reducer: See the class.
 
         Raises:
             PagedEngineError: It is not a whole log.
         """
-        return cls(None, parts, about, timeline=read_timeline(log))
+        return cls(None, parts, about, timeline=read_timeline(log, reducer))
 
     # ------------------------------------------------------------------ playing
 
@@ -212,8 +218,8 @@ class EngineView(anywidget.AnyWidget):
         self.saved = pack(self.timeline.document(MOST_SAVED))
 
 
-def read_timeline(log: Iterable[ev.Event] | str | Path) -> Timeline:
-    """The timeline of a recorded run.
+def read_timeline(log: Iterable[ev.Event] | str | Path, reducer: Reducer | None = None) -> Timeline:
+    """The timeline of a recorded run, as `reducer` understands it.
 
     Raises:
         PagedEngineError: It is not a whole log, or its events do not fit each other.
@@ -233,17 +239,29 @@ def read_timeline(log: Iterable[ev.Event] | str | Path) -> Timeline:
                 f"event {number} does not fit those before it: {error}; expected a log as "
                 f"EventLog.to_jsonl writes it, all of it and in order"
             ) from error
-    return Timeline(events, most_frames=len(events))
+    told = events if reducer is None else retell(events, reducer)
+    return Timeline(told, most_frames=len(events))
 
 
-def _watch(engine: Any) -> Timeline:
+def _watch(engine: Any, reducer: Reducer | None) -> Timeline:
     """A timeline of what happened and of what will."""
     log = engine.log  # raises if there is none
     recorder = getattr(getattr(engine, "core", None), "recorder", None)
     base = copy_state(recorder.base) if recorder is not None and log.num_dropped else None
     tokenizer = getattr(engine, "tokenizer", None)
-    timeline = Timeline(log, base, lambda event: _words(event, tokenizer))
-    log.subscribe(timeline.add)
+    if reducer is None:
+        timeline = Timeline(log, base, lambda event: _words(event, tokenizer))
+        log.subscribe(timeline.add)
+        return timeline
+    retelling = Retelling(reducer, base)
+    told = [e for event in log for e in retelling.tell(event)]
+    timeline = Timeline(told, base, lambda event: _words(event, tokenizer))
+
+    def retell_to_timeline(event: ev.Event) -> None:
+        for e in retelling.tell(event):
+            timeline.add(e)
+
+    log.subscribe(retell_to_timeline)
     return timeline
 
 

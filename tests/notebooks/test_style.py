@@ -356,7 +356,7 @@ def test_a_bug_hunt_has_suspects_a_trace_and_an_answer(path: Path) -> None:
         number = cell.tagged("hunt")
         if number is None:
             continue
-        assert number == number_of(path)
+        assert number.rstrip("bc") == number_of(path)  # a second hunt of 09 is 09b
         assert f'suspects("{number}")' in code and f'with bug("{number}"):' in code
         assert f'accuse("{number}", None)' in cell.source
         after = "".join(c.source for c in cells[cell.number + 1 : cell.number + 3])
