@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the benchmark and print its table.
 
     Returns:
-        The exit code, 0.
+        The exit code: 0, or 1 where engines were to be compared side by side and ours failed.
 
     Raises:
         InvalidConfigError: The options do not go together; nothing was loaded.
@@ -44,6 +44,11 @@ def run(options: argparse.Namespace) -> int:
     """
     config = engine_config(options)  # all that can be wrong is found before minutes are spent
     peers = checked_peers(options)
+    if options.peers is not None:
+        from paged_engine.benchmark.processes import command
+
+        say = _silent if options.no_progress else _say
+        return command.run(options, config, peers, partial(_jobs, options), say)
     results = _measure(options, config, peers)
     print(results.table())
     if options.json is not None:

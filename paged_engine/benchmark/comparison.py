@@ -209,12 +209,17 @@ def table(standings: Sequence[Standing]) -> str:
             rows.append((standing.name, f"{standing.median_rate:.1f}", spread, ratio, identical))
         else:
             rows.append((standing.name, "failed", "", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join([columns(rows), *_remarks(standings)])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of text: the first cells to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
         aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("   ".join([f"{name:<{widths[0]}}", *aligned]).rstrip())
-    return "\n".join([*lines, *_remarks(standings)])
+    return "\n".join(lines)
 
 
 def _remarks(standings: Sequence[Standing]) -> Iterator[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 
+NOISY = 0.5  # a load average from which on it is told
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -40,6 +42,15 @@ class Machine:
         """For people, in one line."""
         where = self.gpu or f"{self.cpu} ({self.threads} threads of {self.cores} cores)"
         return f"{where}, torch {self.torch}, transformers {self.transformers}"
+
+    def noise(self) -> str | None:
+        """What to say where others were at work too."""
+        if self.load_average is None or self.load_average <= NOISY:
+            return None
+        return (
+            f"others were at work too (load average {self.load_average:.1f} before it began): "
+            f"times are too long, and ratios may be off"
+        )
 
 
 def this_machine(device: torch.device) -> Machine:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+from paged_engine.benchmark.processes.engines import FAMILIES
+from paged_engine.benchmark.processes.engines import PEERS as PROCESSES
 from paged_engine.benchmark.workloads import UNIFORM_OUTPUTS, UNIFORM_PROMPTS, WORKLOADS
 from paged_engine.config import EngineConfig
 from paged_engine.errors import InvalidConfigError
@@ -14,6 +17,8 @@ from paged_engine.errors import InvalidConfigError
 TINY = "tiny"
 PEERS = ("naive", "static", "generate_batch")
 AT_ONCE_PEERS = "naive,static"  # what is compared unless told otherwise
+ALL = "all"
+PEER_ROUNDS = 3
 FIGURES = (".png", ".svg", ".pdf")
 DESCRIPTION = (
     "Serve a workload with paged_engine, measure throughput and latency, and serve it with "
@@ -107,11 +112,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     how = parser.add_argument_group("what to measure")
-    how.add_argument("--rounds", type=int, default=1, metavar="N", help="default: 1")
+    how.add_argument("--rounds", type=int, metavar="N", help="default: 1")
     how.add_argument(
         "--compare",
         metavar="LIST",
         help=f"some of {','.join(PEERS)}, or none (default: {AT_ONCE_PEERS} if all comes at once)",
+    )
+    how.add_argument(
+        "--peers",
+        nargs="?",
+        const=ALL,
+        metavar="LIST",
+        help=f"compare side by side instead, on the CPU, each in a process of its own: some of "
+        f"{','.join(PROCESSES)}, or {ALL} of them (which is meant where no list is given); prefix "
+        f"caching is off in all, and --rounds is {PEER_ROUNDS} by default",
+    )
+    how.add_argument(
+        "--peer-python",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help=f"the interpreter that {', '.join(FAMILIES)} is installed for (default: this one)",
+    )
+    how.add_argument(
+        "--peer-limit",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="seconds that a peer may take to start, or for a round (default: 1800)",
     )
     how.add_argument(
         "--static-batch",
@@ -150,11 +178,13 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
 
 
 def checked_peers(options: argparse.Namespace) -> list[str]:
-    """The peers to compare with, when all options are in order.
+    """The peers to compare with, when all options are in order; sets how many rounds there are.
 
     Raises:
         InvalidConfigError: They are not.
     """
+    if options.rounds is None:
+        options.rounds = 1 if options.peers is None else PEER_ROUNDS
     for name in ("requests", "clients", "threads", "rounds", "static_batch"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -164,7 +194,7 @@ def checked_peers(options: argparse.Namespace) -> list[str]:
             f"--max-tokens is {options.max_tokens}; expected at least 2, one token of prompt and "
             f"one of output"
         )
-    for name in ("rate", "ttft", "tpot"):
+    for name in ("rate", "ttft", "tpot", "peer_limit"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise InvalidConfigError(f"{_flag(name)} is {value}; expected a number above 0")
@@ -185,7 +215,47 @@ def checked_peers(options: argparse.Namespace) -> list[str]:
             "--figure needs matplotlib, which is not installed; install it (pip install "
             "matplotlib) or leave --figure out"
         )
-    return _peers(options)
+    return _peers(options) if options.peers is None else _processes(options)
+
+
+def _processes(options: argparse.Namespace) -> list[str]:
+    """Those of `--peers`, each of which has a process of its own."""
+    for name in ("compare", "rate", "clients", "figure"):
+        if getattr(options, name) is not None:
+            raise InvalidConfigError(
+                f"--peers compares engines that were given all requests at once, and {_flag(name)} "
+                f"is for the engine in this process; give one of them"
+            )
+    if options.device not in ("auto", "cpu") or options.dtype not in ("float32", "bfloat16"):
+        raise InvalidConfigError(
+            f"--device is {options.device} and --dtype {options.dtype}; with --peers expected cpu, "
+            f"and float32 or bfloat16"
+        )
+    if options.model == TINY:
+        raise InvalidConfigError("--model is tiny; with --peers expected a folder with a model")
+    if not Path("/proc/self/smaps").is_file():
+        raise InvalidConfigError("--peers reads memory from /proc, as Linux has it; use --compare")
+    for given in options.peer_python:
+        family, _, path = given.partition("=")
+        if family not in FAMILIES or not path:
+            raise InvalidConfigError(
+                f"--peer-python is {given}; expected NAME=PATH with one of {', '.join(FAMILIES)}"
+            )
+        if not Path(path).is_file():
+            raise InvalidConfigError(f"--peer-python is {given}, and there is no file {path}")
+    return _chosen("peers", options.peers, tuple(PROCESSES), ALL)
+
+
+def _chosen(flag: str, asked: str, known: Sequence[str], word: str) -> list[str]:
+    """The names of a list."""
+    names = list(known) if asked == ALL else asked.split(",")
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidConfigError(
+            f"--{flag} has {unknown[0]!r}; expected some of {','.join(known)}, or {word}"
+        )
+    if len(set(names)) < len(names):
+        raise InvalidConfigError(f"--{flag} is {asked}; expected each name once")
+    return names
 
 
 def _peers(options: argparse.Namespace) -> list[str]:
@@ -193,13 +263,7 @@ def _peers(options: argparse.Namespace) -> list[str]:
     asked = (
         (AT_ONCE_PEERS if is_at_once else "none") if options.compare is None else options.compare
     )
-    peers = [] if asked == "none" else asked.split(",")
-    if unknown := [name for name in peers if name not in PEERS]:
-        raise InvalidConfigError(
-            f"--compare has {unknown[0]!r}; expected some of {','.join(PEERS)}, or none"
-        )
-    if len(set(peers)) < len(peers):
-        raise InvalidConfigError(f"--compare is {asked}; expected each name once")
+    peers = [] if asked == "none" else _chosen("compare", asked, PEERS, "none")
     if peers and not is_at_once:
         raise InvalidConfigError(
             "--compare takes the time of work that is there at once; leave out --rate and "

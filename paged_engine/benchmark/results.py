@@ -15,7 +15,6 @@ from paged_engine.benchmark.report import Report
 from paged_engine.errors import PagedEngineError
 
 SCHEMA_VERSION = 1
-NOISY = 0.5  # a load average from which on it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +77,8 @@ class Results:
             f"at most {s.max_num_seqs} in a batch and {s.max_num_batched_tokens} tokens a step, "
             f"{s.num_blocks} blocks of {s.block_size}, prefix caching {caching}",
         ]
-        load = self.machine.load_average
-        if load is not None and load > NOISY:
-            parts.append(
-                f"others were at work too (load average {load:.1f} before it began): times are "
-                f"too long, and ratios may be off"
-            )
+        if (noise := self.machine.noise()) is not None:
+            parts.append(noise)
         parts += ["", self.report.table()]
         if s.num_rounds > 1:
             parts[-1] += f"\n{'':<20}(all of round {self.round} of {s.num_rounds}, the median one)"

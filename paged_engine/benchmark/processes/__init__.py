@@ -1,0 +1,1 @@
+"""Engines side by side, each in a process of its own, and so with its own memory and threads."""

