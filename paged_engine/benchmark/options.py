@@ -215,7 +215,13 @@ def checked_peers(options: argparse.Namespace) -> list[str]:
             "--figure needs matplotlib, which is not installed; install it (pip install "
             "matplotlib) or leave --figure out"
         )
-    return _peers(options) if options.peers is None else _processes(options)
+    if options.peer_python and options.peers is None:
+        raise InvalidConfigError("--peer-python is for --peers; give both or neither")
+    peers = _peers(options) if options.peers is None else _processes(options)
+    if options.static_batch is not None and "static" not in peers:
+        flag = "compare" if options.peers is None else "peers"
+        raise InvalidConfigError(f"--static-batch is for --{flag} static; give both or neither")
+    return peers
 
 
 def _processes(options: argparse.Namespace) -> list[str]:
@@ -269,8 +275,6 @@ def _peers(options: argparse.Namespace) -> list[str]:
             "--compare takes the time of work that is there at once; leave out --rate and "
             "--clients, or give --compare none"
         )
-    if options.static_batch is not None and "static" not in peers:
-        raise InvalidConfigError("--static-batch is for --compare static; give both or neither")
     return peers
 
 

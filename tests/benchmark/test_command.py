@@ -12,6 +12,7 @@ import pytest
 from paged_engine.benchmark import command, results
 from paged_engine.benchmark.__main__ import main
 from paged_engine.benchmark.options import add_arguments, checked_peers
+from paged_engine.benchmark.processes.engines import PEERS
 from paged_engine.errors import InvalidConfigError
 
 TINY = ["--model", "tiny", "--requests", "5", "--max-tokens", "24", "--num-blocks", "40"]
@@ -53,6 +54,24 @@ def parsed(*arguments: str) -> argparse.Namespace:
         (["--json", "no/such/folder/x.json"], "there is no folder"),
         (["--json", "."], "which is a folder"),
         (["--figure", "x.gif"], "ends in .png or .svg or .pdf"),
+        (
+            ["--peers", "naive,vllm"],
+            "'vllm'; expected some of naive,static,generate_batch,vllm-eager",
+        ),
+        (["--peers", "naive,naive"], "each name once"),
+        (["--peers", "none"], "'none'; expected some of"),
+        (["--peers", "--compare", "naive"], "--compare is for the engine in this process"),
+        (["--peers", "--rate", "1"], "--rate is for"),
+        (["--peers", "--clients", "1"], "--clients is for"),
+        (["--peers", "--device", "cuda"], "--device is cuda"),
+        (["--peers", "--dtype", "float16"], "--dtype float16; with --peers expected"),
+        (["--peers", "--model", "tiny"], "expected a folder with a model"),
+        (["--peers", "naive", "--static-batch", "4"], "--static-batch is for --peers static"),
+        (["--peers", "--peer-python", "vllm"], "--peer-python is vllm; expected NAME=PATH"),
+        (["--peers", "--peer-python", "naive=/x"], "one of vllm, openvino, llama.cpp"),
+        (["--peers", "--peer-python", "vllm=no/python"], "there is no file no/python"),
+        (["--peer-python", "vllm=python"], "--peer-python is for --peers"),
+        (["--peers", "--peer-limit", "0"], "--peer-limit is 0.0"),
         (["--concurrency", "0"], "max_num_seqs is 0"),
         (["--budget", "0"], "max_num_batched_tokens is 0"),
         (["--block-size", "0"], "block_size is 0"),
@@ -86,10 +105,21 @@ def test_a_figure_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["--compare", "none"], []),
         (["--compare", "none", "--rate", "2"], []),
         (["--compare", "generate_batch,naive"], ["generate_batch", "naive"]),
+        (["--peers"], list(PEERS)),
+        (["--peers", "openvino,naive"], ["openvino", "naive"]),
     ],
 )
 def test_who_is_compared_with(arguments: list[str], peers: list[str]) -> None:
     assert checked_peers(parsed(*arguments)) == peers
+
+
+def test_rounds_are_three_side_by_side_and_one_otherwise() -> None:
+    found = []
+    for arguments in ([], ["--peers"], ["--peers", "--rounds", "5"]):
+        options = parsed(*arguments)
+        checked_peers(options)
+        found.append(options.rounds)
+    assert found == [1, 3, 5]
 
 
 def test_options_need_no_torch() -> None:

@@ -48,6 +48,12 @@ LOAD = {
 RUN = {"do": "run", "jobs": [{"prompt": [7], "num_tokens": 6}]}
 
 
+@pytest.fixture(autouse=True)
+def logs_of_the_test_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a worker that failed leaves what it printed."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
 def fake(behaviour: str, limit: float = 60) -> WorkerProcess:
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     command = [sys.executable, str(FAKE), behaviour]
@@ -97,6 +103,9 @@ def test_a_run_that_goes_wrong(behaviour: str, says: str) -> None:
         worker.ask(LOAD, "ready")
         worker.ask(RUN, "done")
     assert says in str(failed.value)
+    assert failed.value.log is not None
+    printed = failed.value.log.read_text()
+    assert ("out of luck" if behaviour == "dies" else "Traceback") in printed
 
 
 def test_a_worker_that_is_gone_is_told_at_the_next_word() -> None:
@@ -256,7 +265,7 @@ def test_outputs_are_held_against_float32_in_every_precision() -> None:
 def test_without_the_right_tokens_nothing_is_counted() -> None:
     (good,), _, said = compared("good", num_rounds=1, naive="no load")
     assert good.num_identical is None and good.failure is None
-    assert "naive: ValueError" in said[-1]
+    assert "naive: ValueError" in said[-2]
 
 
 # The workers -----------------------------------------------------------------------------------

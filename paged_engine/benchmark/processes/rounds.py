@@ -165,6 +165,8 @@ def _excused(score: _Score, say: Callable[[str], object]) -> Iterator[None]:
                 f"--peer-python {score.engine.family}=path/to/python"
             )
         say(f"{score.engine.name}: {score.failure}")
+        if error.log is not None:
+            say(f"all that it printed is in {error.log}")
 
 
 def _expected(
@@ -182,12 +184,11 @@ def _expected(
             if score.engine == NAIVE and score.outputs:
                 return score.outputs[0]
     say("the tokens that are right, from transformers in float32")
-    score = _Score(NAIVE)
-    with _excused(score, say), start(NAIVE) as worker:
-        exact = replace(limits, dtype="float32")
-        _load(worker, NAIVE, jobs, exact)
-        return _run(worker, jobs)[1]
-    return None
+    tokens: Tokens | None = None
+    with _excused(_Score(NAIVE), say), start(NAIVE) as worker:
+        _load(worker, NAIVE, jobs, replace(limits, dtype="float32"))
+        tokens = _run(worker, jobs)[1]
+    return tokens
 
 
 def _measured(score: _Score, jobs: Sequence[Job], expected: Tokens | None) -> Measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -21,7 +22,13 @@ from paged_engine.errors import PagedEngineError
 
 
 class WorkerError(PagedEngineError):
-    """A worker gave no answer, or none that can be used."""
+    """A worker gave no answer, or none that can be used.
+
+    Attributes:
+        log: What it printed meanwhile; None where it was never started.
+    """
+
+    log: Path | None = None
 
 
 class MissingError(WorkerError):
@@ -88,6 +95,8 @@ class WorkerProcess:
                 self._tell({"do": "bye"})
                 self._process.wait(self.SECONDS_TO_LEAVE)
         self._kill()
+        if isinstance(error, WorkerError):
+            error.log = self._kept_log()
         with suppress(OSError):  # what was not sent cannot be sent any more
             self._process.stdin.close()
         self._log.close()
@@ -151,6 +160,12 @@ class WorkerProcess:
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line]
         last = f"; its last line: {lines[-1].strip()}" if lines else ""
         return WorkerError(f"it ended (exit code {code}){last}")
+
+    def _kept_log(self) -> Path:
+        self._log.seek(0)
+        with tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log", delete=False) as kept:
+            shutil.copyfileobj(self._log, kept)
+        return Path(kept.name)
 
     def _kill(self) -> None:
         """The whole session: an engine's own processes may have groups of their own."""

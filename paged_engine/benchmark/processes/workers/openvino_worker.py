@@ -25,7 +25,7 @@ class OpenVino:
         folder = Path(limits.cache) / "openvino"
         if not folder.is_dir():
             convert(Path(limits.model), folder)
-        self.version: str = openvino_genai.__version__
+        self.version: str = openvino_genai.__version__.partition("-")[0]  # a hash follows
         self._numpy, self._openvino, self._genai = numpy, openvino, openvino_genai
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = limits.max_num_seqs

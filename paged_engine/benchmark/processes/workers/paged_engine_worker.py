@@ -13,8 +13,9 @@ class PagedEngine:
     def __init__(self, limits: Limits) -> None:
         import torch
 
-        from paged_engine import ContinuousEngine, __version__
+        from paged_engine import __version__
         from paged_engine.config import EngineConfig
+        from paged_engine.engine import ContinuousEngine
 
         torch.set_num_threads(limits.threads)
         self.version = __version__
@@ -31,7 +32,7 @@ class PagedEngine:
         )
 
     def generate(self, jobs: Sequence[Job]) -> list[list[int]]:
-        from paged_engine import SamplingParams
+        from paged_engine.request import SamplingParams
 
         outputs = self._engine.generate(
             [job["prompt"] for job in jobs],
