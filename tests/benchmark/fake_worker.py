@@ -18,6 +18,7 @@ class Fake:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.asked: list[list[int]] = []
         if BEHAVIOUR == "missing":
             import an_engine_that_nobody_has  # noqa: F401
         if BEHAVIOUR == "no load":
@@ -34,6 +35,9 @@ class Fake:
             self.version = limits.dtype
 
     def generate(self, jobs: Sequence[Job]) -> list[list[int]]:
+        self.asked.append([job["num_tokens"] for job in jobs])
+        if BEHAVIOUR == "cold" and len(jobs) > 1 and [4, 4] not in self.asked:
+            raise ValueError("it was not warmed up with all jobs")
         is_turn = jobs[0]["num_tokens"] > 4  # neither the first token nor the warm-up
         if BEHAVIOUR == "dies" and is_turn:
             print("out of luck", file=sys.stderr)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from paged_engine.benchmark.peers import PEERS as IN_PROCESS
 from paged_engine.benchmark.processes import rounds
 from paged_engine.benchmark.processes.engines import NAIVE, OURS, PEERS, Engine
 from paged_engine.benchmark.processes.memory import peak_memory, processes_of
@@ -262,6 +263,18 @@ def test_outputs_are_held_against_float32_in_every_precision() -> None:
 
 
 @LINUX
+def test_each_turn_begins_with_a_little_of_every_job() -> None:
+    (one,), _, _ = compared("cold", num_rounds=1)
+    assert one.failure is None and len(one.seconds) == 1
+
+
+def test_of_all_rounds_the_one_with_the_fewest_identical_outputs_counts() -> None:
+    right, wrong = [[7], [9]], [[7], [8]]
+    score = rounds._Score(NAIVE, outputs=[right, wrong, right])
+    assert rounds._measured(score, JOBS, right).num_identical == 1
+
+
+@LINUX
 def test_without_the_right_tokens_nothing_is_counted() -> None:
     (good,), _, said = compared("good", num_rounds=1, naive="no load")
     assert good.num_identical is None and good.failure is None
@@ -274,6 +287,12 @@ def test_without_the_right_tokens_nothing_is_counted() -> None:
 @pytest.mark.parametrize("engine", [*PEERS.values(), OURS], ids=lambda engine: engine.name)
 def test_every_engine_has_its_worker(engine: Engine) -> None:
     assert (Path(protocol.__file__).with_name(f"{engine.worker}.py")).is_file()
+
+
+def test_transformers_is_asked_for_each_of_its_ways() -> None:
+    engines = [engine for engine in PEERS.values() if engine.family == "transformers"]
+    assert [engine.mode for engine in engines] == list(IN_PROCESS)
+    assert [engine.name for engine in engines] == list(IN_PROCESS)
 
 
 @pytest.mark.parametrize("name", ["vllm_worker", "openvino_worker", "llama_cpp_worker"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import shutil
@@ -49,6 +50,7 @@ class LlamaCpp:
             ],
             stdin=subprocess.DEVNULL,
         )
+        atexit.register(self._server.kill)  # also where the benchmark itself was ended
         while not self._is_ready():
             if self._server.poll() is not None:
                 raise RuntimeError(f"llama-server ended with code {self._server.returncode}")

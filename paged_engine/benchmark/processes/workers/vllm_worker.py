@@ -22,6 +22,9 @@ class Vllm:
         cores = sorted(os.sched_getaffinity(0))[: limits.threads]
         # Left alone it may keep a core free for its front end, which has little to do here.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        # What it saved of its compiled code, 0.32 cannot load on the CPU ("'function' object has no
+        # attribute 'finalize_loading'"), and compiles at every start. Its older cache works.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
         vllm: Any = import_module("vllm")
         self.version: str = vllm.__version__
