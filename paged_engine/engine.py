@@ -13,15 +13,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, cast
 
-from paged_engine.attention import Attend, get_backend
+from paged_engine.attention import Attend
 from paged_engine.block_pool import BlockPool
 from paged_engine.config import EngineConfig
 from paged_engine.console import event_printer
 from paged_engine.detokenizer import Tokenizer
-from paged_engine.engine_core import EngineCore, as_runner, resolve_config
+from paged_engine.engine_core import EngineCore, resolve_config
 from paged_engine.errors import InvalidConfigError, UnknownRequestError
 from paged_engine.events import EventLog
 from paged_engine.intake import Intake, one_each
+from paged_engine.models.choice import choose_runner
 from paged_engine.outputs import UserRequest
 from paged_engine.prompts import Prompt, as_list
 from paged_engine.protocols import BlockPoolProtocol, SchedulerProtocol
@@ -44,9 +45,12 @@ class ContinuousEngine:
         scheduler: Your own, as an object or as a class that is called with (config, pool).
         block_pool: Your own.
         attention: "cpu" (C++), "sdpa", "reference", or your own function
-            (:class:`paged_engine.attention.Attend`); None: the fastest that works here.
+            (:class:`paged_engine.attention.Attend`); None: the fastest that works here, fused with
+            the rest of the model where that is known.
         request: Your own class in place of :class:`Request`, derived from it.
         verbose: Print what happens.
+        owns_model: Nobody else runs this model: where the engine packs weights for the processor,
+            it frees the model's own.
         clock: Gives the time in seconds, for tests and simulations.
 
     Raises:
@@ -65,10 +69,13 @@ class ContinuousEngine:
         attention: str | Attend | None = None,
         request: type[Request] = Request,
         verbose: bool = False,
+        owns_model: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         config = EngineConfig() if config is None else config
-        runner = as_runner(model, get_backend(attention, model), config)
+        runner = choose_runner(
+            model, attention, config.block_size, check=config.probe, owns_model=owns_model
+        )
         pool = _pool_of(scheduler, block_pool)
         self.config = resolve_config(config, runner, pool)
         assert self.config.num_blocks is not None
@@ -139,6 +146,7 @@ class ContinuousEngine:
             block_pool=block_pool,
             attention=attention,
             verbose=verbose,
+            owns_model=True,
         )
 
     # ------------------------------------------------------------------ requests

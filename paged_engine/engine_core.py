@@ -11,14 +11,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from paged_engine.attention import Attend
 from paged_engine.batch import pack
 from paged_engine.config import EngineConfig
 from paged_engine.errors import InvalidConfigError, InvariantError
 from paged_engine.interrupts import deferred_interrupt
 from paged_engine.kv_cache import PagedKVCache, num_blocks_for
-from paged_engine.models import ModelRunner, TransformersRunner
-from paged_engine.models.probe import probe
+from paged_engine.models import ModelRunner
 from paged_engine.outputs import Sample
 from paged_engine.protocols import BlockPoolProtocol, SchedulerOutput, SchedulerProtocol
 from paged_engine.recorder import Recorder
@@ -324,16 +322,6 @@ class EngineCore:
         self.advanced[sample_] = None
         if self.recorder is not None:
             self.recorder.ended(request, text, now)
-
-
-def as_runner(model: Any, attend: Attend, config: EngineConfig) -> ModelRunner:
-    """The model as something the core can drive, probed if the configuration says so."""
-    if isinstance(model, ModelRunner):
-        return model
-    runner = TransformersRunner(model, attend)
-    if config.probe:
-        probe(runner, config.block_size)
-    return runner
 
 
 def resolve_config(config: EngineConfig, runner: ModelRunner, pool: Any) -> EngineConfig:

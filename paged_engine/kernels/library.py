@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from paged_engine.errors import InvariantError
 from paged_engine.kernels.build import INSTRUCTIONS, library
 
 _POINTERS = ("q", "out", "k_cache", "v_cache", "block_tables", "work", "sinks", "scratch")
@@ -17,6 +18,12 @@ _NUMBERS = (
     *("q_token_stride", "q_head_stride", "num_work", "table_width", "num_heads", "num_kv_heads"),
     *("head_dim", "value_dim", "block_size", "window", "num_threads", "most_rows"),
 )
+_ROPE_POINTERS = ("qkv", "k_cache", "v_cache", "slots", "cos", "sin", "q_norm", "k_norm")
+_ROPE_NUMBERS = (
+    *("num_tokens", "num_heads", "num_kv_heads", "head_dim", "block_size", "num_slots"),
+    "num_threads",
+)
+_SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
 class AttentionCall(ctypes.Structure):
@@ -27,6 +34,16 @@ class AttentionCall(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _NUMBERS),
         ("scale", ctypes.c_float),
         ("soft_cap", ctypes.c_float),
+    ]
+
+
+class RopeCall(ctypes.Structure):
+    """`struct RopeAndWrite` of layers.cpp, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _ROPE_POINTERS),
+        *((name, ctypes.c_int64) for name in _ROPE_NUMBERS),
+        ("epsilon", ctypes.c_float),
     ]
 
 
@@ -41,13 +58,23 @@ class Kernels:
         self._library: Any = ctypes.CDLL(str(path))
         self._library.paged_attention_scratch_size.restype = ctypes.c_int64
         self._library.paged_attention_scratch_size.argtypes = [ctypes.c_int64] * 3
-        self._attend = {
-            torch.float32: self._library.paged_attention_float,
-            torch.bfloat16: self._library.paged_attention_bfloat16,
+        integer, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+        self._attend = self._of_each_dtype("paged_attention", [ctypes.POINTER(AttentionCall)])
+        self._rope = self._of_each_dtype("rope_and_write", [ctypes.POINTER(RopeCall)], integer)
+        self._norm = self._of_each_dtype(
+            "add_and_norm", [*[pointer] * 4, integer, integer, number, integer]
+        )
+        self._silu = self._of_each_dtype("silu_and_multiply", [pointer] * 2 + [integer] * 3)
+
+    def _of_each_dtype(
+        self, name: str, arguments: list[Any], result: Any = None
+    ) -> dict[torch.dtype, Any]:
+        functions = {
+            dtype: getattr(self._library, f"{name}_{its}") for dtype, its in _SUFFIXES.items()
         }
-        for function in self._attend.values():
-            function.argtypes = [ctypes.POINTER(AttentionCall)]
-            function.restype = None
+        for function in functions.values():
+            function.argtypes, function.restype = arguments, result
+        return functions
 
     def scratch_size(self, most_rows: int, head_dim: int, value_dim: int) -> int:
         """Floats that a thread needs for attention."""
@@ -55,11 +82,54 @@ class Kernels:
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether there is a kernel for numbers of this kind."""
-        return dtype in self._attend
+        return dtype in _SUFFIXES
 
     def attend(self, call: AttentionCall, dtype: torch.dtype) -> None:
         """Attention of one layer; see paged_attention.cpp."""
         self._attend[dtype](ctypes.byref(call))
+
+    def rope_and_write(self, call: RopeCall, dtype: torch.dtype) -> None:
+        """Rotate one layer's queries and keys, and write keys and values; see layers.cpp.
+
+        Raises:
+            InvariantError: A slot is none of the cache; nothing was written.
+        """
+        if foreign := self._rope[dtype](ctypes.byref(call)):
+            raise InvariantError(
+                f"{foreign} tokens were to be written to slots that the cache does not have; "
+                f"expected 0 to {call.num_slots - 1}"
+            )
+
+    def add_and_norm(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        epsilon: float,
+        out: torch.Tensor,
+    ) -> None:
+        """`x += delta`, then `out` is the root mean square norm of x.
+
+        Args:
+            x, delta, out: `[T, width]`, dense, of one type; delta may be None.
+            weight: `[width]`, fp32.
+            epsilon: Keeps the root from zero.
+        """
+        self._norm[x.dtype](
+            x.data_ptr(),
+            None if delta is None else delta.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            *x.shape,
+            epsilon,
+            torch.get_num_threads(),
+        )
+
+    def silu_and_multiply(self, gate_and_up: torch.Tensor, out: torch.Tensor) -> None:
+        """`out = silu(gate) * up`: `[T, 2 * width]` to `[T, width]`, both dense."""
+        self._silu[out.dtype](
+            gate_and_up.data_ptr(), out.data_ptr(), *out.shape, torch.get_num_threads()
+        )
 
 
 @cache

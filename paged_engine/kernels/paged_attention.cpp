@@ -18,6 +18,7 @@
 #endif
 #include <limits>
 
+constexpr int64_t AHEAD = 3 * LANES;  // memory is asked for so many tokens before its use
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 // Kept in step with library.py, field by field.
@@ -41,18 +42,22 @@ struct Attention {
 
 static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+// Rows are computed four at a time, so that the processor never waits for one sum; what is added
+// to get there is zero.
+constexpr int ROWS = 4;
+static int64_t padded_rows(int64_t n) { return (n + ROWS - 1) / ROWS * ROWS; }
+
 // Where a thread keeps what it works on.
 struct Scratch {
-    float *queries, *keys, *values, *gathered, *weights, *maximum, *total;
+    float *queries, *keys, *gathered, *weights, *maximum, *total;
 
     Scratch(float* memory, const Attention& a) {
-        int64_t rows = a.most_rows, d = a.head_dim, e = padded(a.value_dim);
+        int64_t rows = padded_rows(a.most_rows);
         auto take = [&](int64_t n) { float* here = memory; memory += padded(n); return here; };
-        queries = take(rows * d);             // [rows, head_dim], scaled
-        keys = take(d * LANES);               // [head_dim, 16]: transposed
-        values = take(LANES * e);             // [16, value_dim]
-        gathered = take(rows * e);            // [rows, value_dim]
-        weights = take(rows * LANES);         // [rows, 16]
+        queries = take(rows * a.head_dim);           // [rows, head_dim], scaled
+        keys = take(padded(a.head_dim) * LANES);     // [head_dim, 16]: transposed
+        gathered = take(rows * padded(a.value_dim)); // [rows, value_dim]
+        weights = take(rows * LANES);                // [rows, 16]
         maximum = take(rows);
         total = take(rows);
     }
@@ -60,60 +65,72 @@ struct Scratch {
 
 // Floats that one thread needs.
 extern "C" int64_t paged_attention_scratch_size(int64_t rows, int64_t head_dim, int64_t value_dim) {
-    int64_t e = padded(value_dim);
-    return padded(rows * head_dim) + head_dim * LANES + LANES * e + rows * e + rows * LANES +
-           2 * padded(rows);
+    rows = padded_rows(rows);
+    return padded(rows * head_dim) + padded(head_dim) * LANES + rows * padded(value_dim) +
+           rows * LANES + 2 * padded(rows);
 }
 
-// Scores of `N` rows against sixteen keys at once.
-template <int N>
+// Where sixteen tokens in a row lie, which may be in several blocks; `count` of them are there.
+struct Chunk {
+    int64_t slot[LANES];
+    int64_t count;
+
+    Chunk(const Attention& a, const int64_t* table, int64_t first, int64_t end) {
+        count = std::clamp<int64_t>(end - first, 0, LANES);
+        int64_t entry = first / a.block_size, offset = first % a.block_size;
+        for (int64_t i = 0; i < count; i++) {
+            slot[i] = table[entry] * a.num_kv_heads * a.block_size + offset;
+            if (++offset == a.block_size) offset = 0, entry++;
+        }
+    }
+
+    // Asks for the memory of all of them, which then comes while something else is computed.
+    void prefetch(const void* cache, int64_t bytes) const {
+        for (int64_t i = 0; i < count; i++) {
+            const char* from = static_cast<const char*>(cache) + slot[i] * bytes;
+            for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(from + byte, 0, 1);
+        }
+    }
+};
+
+// Sixteen keys as columns: [head_dim, 16].
+template <typename T>
+static void load_keys(const T* cache, const Chunk& chunk, int64_t d, float* keys) {
+    for (int64_t i = 0; i < d; i += LANES) {
+        Vec tile[LANES] = {};
+        for (int64_t key = 0; key < chunk.count; key++) {
+            tile[key] = load(cache + chunk.slot[key] * d + i, d - i);
+        }
+        transpose(tile);
+        for (int row = 0; row < LANES; row++) put(tile[row], keys + (i + row) * LANES);
+    }
+}
+
+// Scores of four rows against sixteen keys at once.
 static void score(const float* queries, const float* keys, int64_t d, float* out) {
-    Vec sums[N] = {};
+    Vec sums[ROWS] = {};
     for (int64_t i = 0; i < d; i++) {
         Vec key = load(keys + i * LANES);
-        for (int row = 0; row < N; row++) sums[row] += key * queries[row * d + i];
+        for (int row = 0; row < ROWS; row++) sums[row] += key * queries[row * d + i];
     }
-    for (int row = 0; row < N; row++) put(sums[row], out + row * LANES);
+    for (int row = 0; row < ROWS; row++) put(sums[row], out + row * LANES);
 }
 
-// Adds to `N` rows the values of sixteen keys, weighted.
-template <int N>
-static void add_values(const float* weights, const float* values, int64_t e, float* gathered) {
+// Adds to four rows the values of sixteen keys, weighted.
+//
+// What lies behind the last key is not read: it may be NaN, and zero times NaN is NaN.
+template <typename T>
+static void add_values(const float* weights, const T* cache, const Chunk& chunk, int64_t e,
+                       float* gathered) {
     for (int64_t column = 0; column < e; column += LANES) {
-        Vec sums[N];
-        for (int row = 0; row < N; row++) sums[row] = load(gathered + row * e + column);
-        for (int key = 0; key < LANES; key++) {
-            Vec value = load(values + key * e + column);
-            for (int row = 0; row < N; row++) sums[row] += value * weights[row * LANES + key];
+        float* to = gathered + column;
+        Vec sums[ROWS];
+        for (int row = 0; row < ROWS; row++) sums[row] = load(to + row * padded(e));
+        for (int64_t key = 0; key < chunk.count; key++) {
+            Vec value = load(cache + chunk.slot[key] * e + column, e - column);
+            for (int row = 0; row < ROWS; row++) sums[row] += value * weights[row * LANES + key];
         }
-        for (int row = 0; row < N; row++) put(sums[row], gathered + row * e + column);
-    }
-}
-
-// Runs `step` for four rows at a time, and for those that are left.
-#define FOR_ROWS(rows, step4, step1)                    \
-    {                                                   \
-        int64_t row = 0;                                \
-        for (; row + 4 <= (rows); row += 4) { step4; }  \
-        for (; row < (rows); row++) { step1; }          \
-    }
-
-template <typename T>
-static void load_keys(const T* from, int64_t count, int64_t d, float* keys) {
-    for (int64_t i = 0; i < d; i++) {
-        for (int64_t key = 0; key < count; key++) keys[i * LANES + key] = to_float(from[key * d + i]);
-        for (int64_t key = count; key < LANES; key++) keys[i * LANES + key] = 0;
-    }
-}
-
-// What lies behind the last key may be NaN: zero times it would be NaN as well.
-template <typename T>
-static void load_values(const T* from, int64_t count, int64_t d, int64_t e, float* values) {
-    for (int64_t key = 0; key < LANES; key++) {
-        for (int64_t i = 0; i < d; i++) {
-            values[key * e + i] = key < count ? to_float(from[key * d + i]) : 0;
-        }
-        for (int64_t i = d; i < e; i++) values[key * e + i] = 0;
+        for (int row = 0; row < ROWS; row++) put(sums[row], to + row * padded(e));
     }
 }
 
@@ -127,14 +144,13 @@ static void weigh(const Attention& a, Scratch& s, int64_t row, int64_t from, int
         for (int i = 0; i < LANES; i++) scores[i] = a.soft_cap * std::tanh(scores[i] / a.soft_cap);
     }
     Ints visible = (lane >= int32_t(from)) & (lane < int32_t(sees));
-    if (!(sum(visible ? scores * 0.0f : all(0.0f)) == 0)) {  // comparisons would lose a NaN
-        s.total[row] = std::numeric_limits<float>::quiet_NaN();
-        return put(all(0.0f), place);
-    }
     scores = visible ? scores : all(NEVER);
     float before = s.maximum[row];
     float now = std::max(before, largest(scores));
-    if (now == NEVER) return put(all(0.0f), place);
+    if (now == NEVER) {  // nothing was seen, or only NaN, which no comparison finds
+        if (std::isnan(sum(scores))) s.total[row] = std::numeric_limits<float>::quiet_NaN();
+        return put(all(0.0f), place);
+    }
     Vec weights = exp_of(scores - now);
     put(weights, place);
     if (now > before) {
@@ -147,46 +163,52 @@ static void weigh(const Attention& a, Scratch& s, int64_t row, int64_t from, int
     s.total[row] += sum(weights);
 }
 
+// Sets up the rows of a piece of work: queries scaled, nothing seen yet.
 template <typename T>
-static void attend(const Attention& a, Scratch& s, const int64_t* work, int64_t kv_head) {
-    const int64_t sequence = work[0], first = work[1], position = work[2], tokens = work[3];
-    const int64_t d = a.head_dim, e = padded(a.value_dim), group = a.num_heads / a.num_kv_heads;
-    const int64_t rows = tokens * group, first_head = kv_head * group;
-    const T* q = static_cast<const T*>(a.q);
-    for (int64_t row = 0; row < rows; row++) {
-        const T* from = q + (first + row / group) * a.q_token_stride +
-                        (first_head + row % group) * a.q_head_stride;
-        for (int64_t i = 0; i < d; i++) s.queries[row * d + i] = to_float(from[i]) * a.scale;
+static void begin_rows(const Attention& a, Scratch& s, const T* q, int64_t rows, int64_t group) {
+    const int64_t d = a.head_dim;
+    for (int64_t row = 0; row < padded_rows(rows); row++) {
+        const T* from = q + row / group * a.q_token_stride + row % group * a.q_head_stride;
+        for (int64_t i = 0; i < d; i++) {
+            s.queries[row * d + i] = row < rows ? to_float(from[i]) * a.scale : 0;
+        }
         s.maximum[row] = NEVER;
         s.total[row] = 0;
     }
-    std::fill(s.gathered, s.gathered + rows * e, 0.0f);
+    std::fill(s.weights, s.weights + padded_rows(rows) * LANES, 0.0f);
+    std::fill(s.gathered, s.gathered + padded_rows(rows) * padded(a.value_dim), 0.0f);
+}
 
-    const int64_t end = position + tokens;  // keys that the last token sees
-    int64_t begin = a.window > 0 ? std::max<int64_t>(0, position - a.window + 1) : 0;
-    begin -= begin % a.block_size;
+template <typename T>
+static void attend(const Attention& a, Scratch& s, const int64_t* work, int64_t kv_head) {
+    const int64_t sequence = work[0], first = work[1], position = work[2], tokens = work[3];
+    const int64_t d = a.head_dim, e = a.value_dim, group = a.num_heads / a.num_kv_heads;
+    const int64_t rows = tokens * group, first_head = kv_head * group;
+    begin_rows(a, s,
+               static_cast<const T*>(a.q) + first * a.q_token_stride + first_head * a.q_head_stride,
+               rows, group);
+
+    const T* k_cache = static_cast<const T*>(a.k_cache) + kv_head * a.block_size * d;
+    const T* v_cache = static_cast<const T*>(a.v_cache) + kv_head * a.block_size * e;
     const int64_t* table = a.block_tables + sequence * a.table_width;
-    for (int64_t block_begin = begin; block_begin < end; block_begin += a.block_size) {
-        const int64_t block = table[block_begin / a.block_size];
-        const int64_t cell = (block * a.num_kv_heads + kv_head) * a.block_size;
-        const int64_t in_block = std::min(a.block_size, end - block_begin);
-        for (int64_t offset = 0; offset < in_block; offset += LANES) {
-            const int64_t key = block_begin + offset;
-            const int64_t count = std::min<int64_t>(LANES, in_block - offset);
-            load_keys(static_cast<const T*>(a.k_cache) + (cell + offset) * d, count, d, s.keys);
-            load_values(static_cast<const T*>(a.v_cache) + (cell + offset) * a.value_dim, count,
-                        a.value_dim, e, s.values);
-            FOR_ROWS(rows, score<4>(s.queries + row * d, s.keys, d, s.weights + row * LANES),
-                     score<1>(s.queries + row * d, s.keys, d, s.weights + row * LANES))
-            for (int64_t row = 0; row < rows; row++) {
-                const int64_t at = position + row / group;
-                const int64_t from = a.window > 0 ? at - a.window + 1 - key : 0;
-                weigh(a, s, row, std::clamp<int64_t>(from, 0, LANES),
-                      std::clamp<int64_t>(at + 1 - key, 0, count));
-            }
-            FOR_ROWS(rows,
-                     add_values<4>(s.weights + row * LANES, s.values, e, s.gathered + row * e),
-                     add_values<1>(s.weights + row * LANES, s.values, e, s.gathered + row * e))
+    const int64_t end = position + tokens;  // keys that the last token sees
+    const int64_t begin = a.window > 0 ? std::max<int64_t>(0, position - a.window + 1) : 0;
+    for (int64_t key = begin; key < end; key += LANES) {
+        const Chunk chunk(a, table, key, end), later(a, table, key + AHEAD, end);
+        later.prefetch(k_cache, d * sizeof(T));
+        later.prefetch(v_cache, e * sizeof(T));
+        load_keys(k_cache, chunk, d, s.keys);
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            score(s.queries + row * d, s.keys, d, s.weights + row * LANES);
+        }
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t at = position + row / group;
+            const int64_t from = a.window > 0 ? at - a.window + 1 - key : 0;
+            weigh(a, s, row, std::clamp<int64_t>(from, 0, LANES),
+                  std::clamp<int64_t>(at + 1 - key, 0, chunk.count));
+        }
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            add_values(s.weights + row * LANES, v_cache, chunk, e, s.gathered + row * padded(e));
         }
     }
     T* out = static_cast<T*>(a.out);
@@ -198,9 +220,9 @@ static void attend(const Attention& a, Scratch& s, const int64_t* work, int64_t 
             rescale = std::exp(s.maximum[row] - top);
             total = total * rescale + std::exp(a.sinks[head] - top);
         }
-        T* to = out + ((first + row / group) * a.num_heads + head) * a.value_dim;
-        for (int64_t i = 0; i < a.value_dim; i++) {
-            store(s.gathered[row * e + i] * rescale / total, to + i);
+        T* to = out + ((first + row / group) * a.num_heads + head) * e;
+        for (int64_t i = 0; i < e; i += LANES) {
+            put(load(s.gathered + row * padded(e) + i) * (rescale / total), to + i, e - i);
         }
     }
 }

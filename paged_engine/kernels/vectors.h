@@ -11,6 +11,7 @@
 constexpr int LANES = 16;
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
 
 // A number of 16 bits: the upper half of a float.
 struct BFloat16 {
@@ -45,20 +46,95 @@ inline Vec load(const float* from) {
     return result;
 }
 
+inline Vec load(const BFloat16* from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    Ints bits = __builtin_convertvector(halves, Ints) << 16;
+    Vec result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
 inline void put(Vec value, float* to) { std::memcpy(to, &value, sizeof value); }
+
+// As `store` does, sixteen at once.
+inline void put(Vec value, BFloat16* to) {
+    Ints bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    Ints rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    rounded = value == value ? rounded : Ints{} + 0x7FC0;
+    Halves halves = __builtin_convertvector(rounded, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+// The first `count` of sixteen; the rest are zero, and are not read.
+template <typename T>
+inline Vec load(const T* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    Vec result = {};
+    for (int64_t i = 0; i < count; i++) result[i] = to_float(from[i]);
+    return result;
+}
+
+template <typename T>
+inline void put(Vec value, T* to, int64_t count) {
+    if (count >= LANES) return put(value, to);
+    for (int64_t i = 0; i < count; i++) store(value[i], to + i);
+}
 
 inline Vec all(float value) { return Vec{} + value; }
 
+// Lane i is a's or b's, as `Pick` says: 0 to 15 are a's lanes, 16 to 31 are b's.
+typedef Ints Pick;
+
+inline Vec shuffled(Vec a, Vec b, Pick pick) {
+#ifdef __clang__
+    Vec result;
+    for (int i = 0; i < LANES; i++) result[i] = pick[i] < LANES ? a[pick[i]] : b[pick[i] - LANES];
+    return result;
+#else
+    return __builtin_shuffle(a, b, pick);
+#endif
+}
+
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// Folds sixteen lanes into one: eight onto eight, four onto four, and so on.
+#define FOLD(v, combine)                                                                   \
+    {                                                                                      \
+        v = combine(v, shuffled(v, v, Pick{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})); \
+        v = combine(v, shuffled(v, v, Pick{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})); \
+        v = combine(v, shuffled(v, v, Pick{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13})); \
+        v = combine(v, shuffled(v, v, Pick{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14})); \
+    }
+
+inline Vec added(Vec a, Vec b) { return a + b; }
+
 inline float largest(Vec v) {
-    float best = v[0];
-    for (int i = 1; i < LANES; i++) best = v[i] > best ? v[i] : best;
-    return best;
+    FOLD(v, larger)
+    return v[0];
 }
 
 inline float sum(Vec v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
+    FOLD(v, added)
+    return v[0];
+}
+
+// Turns sixteen rows of sixteen into columns.
+//
+// Four times the upper eight rows are dealt between the lower eight like two halves of a pack of
+// cards: each time one bit of a number's row becomes a bit of its column.
+inline void transpose(Vec rows[LANES]) {
+    const Pick low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const Pick high = low + 8;
+    for (int round = 0; round < 4; round++) {
+        Vec dealt[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            dealt[2 * i] = shuffled(rows[i], rows[i + LANES / 2], low);
+            dealt[2 * i + 1] = shuffled(rows[i], rows[i + LANES / 2], high);
+        }
+        std::memcpy(rows, dealt, sizeof dealt);
+    }
 }
 
 // e to the power of each lane, for lanes of at most 0, to about two units in the last place.

@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
+    "LlamaRunner": "llama_runner",
     "TINY_FAMILIES": "tiny_models",
     "ModelRunner": "runner",
     "TransformersRunner": "transformers_runner",
     "tiny": "tiny_models",
 }
-__all__ = ["TINY_FAMILIES", "ModelRunner", "TransformersRunner", "tiny"]
+__all__ = ["TINY_FAMILIES", "LlamaRunner", "ModelRunner", "TransformersRunner", "tiny"]
 
 if TYPE_CHECKING:
+    from paged_engine.models.llama_runner import LlamaRunner
     from paged_engine.models.runner import ModelRunner
     from paged_engine.models.tiny_models import TINY_FAMILIES, tiny
     from paged_engine.models.transformers_runner import TransformersRunner

@@ -2,54 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from transformers import PreTrainedModel
 
 from paged_engine.batch import pack
 from paged_engine.errors import UnsupportedModelError
 from paged_engine.kv_cache import PagedKVCache
+from paged_engine.models.runner import ModelRunner
 from paged_engine.models.transformers_runner import TransformersRunner
 from paged_engine.request import Request
 
 PROBE_LENGTHS = (19, 7)  # more than one block of the usual size, and less
 
 
-@torch.inference_mode()
+class Probe:
+    """What a model says to each of two prompts alone, to hold runners of it against.
+
+    Args:
+        model: As transformers runs it.
+        vocab_size, max_model_len: Of it.
+        block_size: Tokens a block.
+
+    Raises:
+        UnsupportedModelError: The model cannot be run.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, vocab_size: int, max_model_len: int, block_size: int
+    ) -> None:
+        self._name = type(model).__name__
+        self._limits = (vocab_size, max_model_len, block_size)
+        requests, _ = _probe_requests(*self._limits)
+        prompts = [torch.tensor([r.token_ids], device=model.device) for r in requests]
+        with torch.inference_mode(), self._explained():
+            self._alone = [model(input_ids=p, use_cache=False).logits[0, -2:] for p in prompts]
+
+    @torch.inference_mode()
+    def check(self, runner: ModelRunner) -> None:
+        """Compute both prompts packed, then one more token of each, and compare.
+
+        Raises:
+            UnsupportedModelError: With what was wrong.
+        """
+        block_size = self._limits[-1]
+        requests, num_blocks = _probe_requests(*self._limits)
+        cache = PagedKVCache(
+            runner.kv_shape, num_blocks, block_size, dtype=runner.dtype, device=runner.device
+        )
+        packed: list[torch.Tensor] = []
+        with self._explained():
+            for _ in ("prefill", "decode"):
+                counts = {r: max(1, r.num_tokens - 1 - r.num_computed_tokens) for r in requests}
+                packed.append(runner.forward(pack(counts, block_size, runner.device), cache))
+                for request, num_tokens in counts.items():
+                    request.num_computed_tokens += num_tokens
+        tolerance = 1e-3 if runner.dtype == torch.float32 else 0.1
+        scale = max(1.0, *(float(logits.abs().max()) for logits in self._alone))
+        for logits, expected in zip(torch.stack(packed, dim=1), self._alone, strict=True):
+            difference = float((logits.float() - expected.float()).abs().max())
+            if not difference <= tolerance * scale:
+                raise UnsupportedModelError(
+                    f"{self._name} gives other logits packed and paged than alone (they differ by "
+                    f"{difference:.3g}, expected at most {tolerance * scale:.3g}): either the "
+                    f"model does something this engine does not know, or the attention function "
+                    f"is wrong"
+                )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{self._name} cannot be run with this attention function over packed prompts: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
 def probe(runner: TransformersRunner, block_size: int) -> None:
-    """Compute two packed prompts, then one more token of each, and compare with each alone.
+    """Whether a runner gives what its model gives.
 
     Raises:
         UnsupportedModelError: With what was wrong.
     """
-    name = type(runner.model).__name__
-    requests, num_blocks = _probe_requests(runner.vocab_size, runner.max_model_len, block_size)
-    cache = PagedKVCache(
-        runner.kv_shape, num_blocks, block_size, dtype=runner.dtype, device=runner.device
-    )
-    packed: list[torch.Tensor] = []
-    try:
-        prompts = [torch.tensor([r.token_ids], device=runner.device) for r in requests]
-        alone = [runner.model(input_ids=p, use_cache=False).logits[0, -2:] for p in prompts]
-        for _ in ("prefill", "decode"):
-            counts = {r: max(1, r.num_tokens - 1 - r.num_computed_tokens) for r in requests}
-            packed.append(runner.forward(pack(counts, block_size, runner.device), cache))
-            for request, num_tokens in counts.items():
-                request.num_computed_tokens += num_tokens
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{name} cannot be run with this attention function over packed prompts: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    tolerance = 1e-3 if runner.dtype == torch.float32 else 0.1
-    scale = max(1.0, *(float(logits.abs().max()) for logits in alone))
-    for logits, expected in zip(torch.stack(packed, dim=1), alone, strict=True):
-        difference = float((logits.float() - expected.float()).abs().max())
-        if not difference <= tolerance * scale:
-            raise UnsupportedModelError(
-                f"{name} gives other logits packed and paged than alone (they differ by "
-                f"{difference:.3g}, expected at most {tolerance * scale:.3g}): either the "
-                f"model does something this engine does not know, or the attention function "
-                f"is wrong"
-            )
+    Probe(runner.model, runner.vocab_size, runner.max_model_len, block_size).check(runner)
 
 
 def _probe_requests(

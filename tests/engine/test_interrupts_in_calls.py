@@ -176,13 +176,17 @@ def test_a_real_signal_at_random_moments() -> None:
     """Sent by another thread while the main one computes, as the kernel does on Ctrl-C."""
     rng = random.Random(1)
     interrupts = 0
+    engine = oracle_engine()
+    begin = time.perf_counter()
+    engine.generate(OWN, greedy(50))
+    usual = time.perf_counter() - begin
     for _ in range(25):
         engine = oracle_engine()
         collected = Collected()
         for name, prompt in OTHERS.items():
             engine.add_request(prompt, greedy(60), request_id=name)
         collected.take(engine.step())
-        delay = rng.uniform(0, 0.03)
+        delay = rng.uniform(0, usual)
 
         def send(delay: float = delay) -> None:
             time.sleep(delay)
@@ -193,7 +197,7 @@ def test_a_real_signal_at_random_moments() -> None:
         try:
             sender.start()
             in_call = True
-            engine.generate(OWN, greedy(100))
+            engine.generate(OWN, greedy(50))  # ends before the others, if it is let
             in_call = False
             sender.join()
             time.sleep(1)  # it must arrive; the interrupt cuts this short

@@ -177,16 +177,16 @@ FAULTS = {
     "the sum is not rescaled": ("s.total[row] *= rescale;", ""),
     "the values are not rescaled": ("gathered[i] *= rescale", "gathered[i] *= 1"),
     "the sink is left out": ("+ std::exp(a.sinks[head] - top)", ""),
-    "the values forget the sink": ("* rescale / total", "/ total"),
+    "the values forget the sink": ("(rescale / total)", "(1 / total)"),
     "the soft cap is left out": ("a.soft_cap > 0", "a.soft_cap > 1e9f"),
     "all query heads read the first KV head": (
-        "(block * a.num_kv_heads + kv_head)",
-        "(block * a.num_kv_heads)",
+        "(a.k_cache) + kv_head * a.block_size * d",
+        "(a.k_cache)",
     ),
-    "the table is read by number": ("table[block_begin / a.block_size]", "table[0]"),
-    "the tail of a block is lost": ("offset < in_block", "offset < in_block - 1"),
+    "the table is read by number": ("table[entry]", "table[0]"),
+    "the last key is lost": ("clamp<int64_t>(end - first,", "clamp<int64_t>(end - first - 1,"),
     "the scale is lost": ("* a.scale", ""),
-    "a token too far": ("(first + row / group) * a.q_token_stride", "first * a.q_token_stride"),
+    "a token too far": ("row / group * a.q_token_stride", "row / rows * a.q_token_stride"),
 }
 
 

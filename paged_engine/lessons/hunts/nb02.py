@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,16 +13,15 @@ import torch
 from paged_engine.batch import Batch
 from paged_engine.kv_cache import PagedKVCache
 from paged_engine.lessons.bug_hunts import Hunt, hunt, replaced
-from paged_engine.models import TransformersRunner
+from paged_engine.models import LlamaRunner, TransformersRunner
 
 
 @contextmanager
 def _counts_on() -> Iterator[None]:
     """New tokens take their positions from a counter a seat, which nobody sets back to 0."""
-    right = TransformersRunner.forward
     seats: WeakKeyDictionary[PagedKVCache, dict[int, int]] = WeakKeyDictionary()
 
-    def forward(self: TransformersRunner, batch: Batch, cache: PagedKVCache) -> torch.Tensor:
+    def misplaced(batch: Batch, cache: PagedKVCache) -> Batch:
         counters = seats.setdefault(cache, {})
         positions = batch.positions.clone()
         for seat, length in enumerate(batch.query_lens):
@@ -29,9 +29,20 @@ def _counts_on() -> Iterator[None]:
             if length == 1 and batch.context_lens[seat] > 1:  # not a prompt
                 positions[batch.query_starts[seat]] = place
             counters[seat] = place + length
-        return right(self, replace(batch, positions=positions), cache)
+        return replace(batch, positions=positions)
 
-    with replaced(TransformersRunner, "forward", forward):
+    def wrong(runner: Any) -> Any:
+        right = runner.forward
+
+        def forward(self: Any, batch: Batch, cache: PagedKVCache) -> torch.Tensor:
+            logits: torch.Tensor = right(self, misplaced(batch, cache), cache)
+            return logits
+
+        return forward
+
+    with ExitStack() as stack:
+        for runner in (TransformersRunner, LlamaRunner):
+            stack.enter_context(replaced(runner, "forward", wrong(runner)))
         yield
 
 

@@ -1,0 +1,144 @@
+// What a layer of a Llama-like model does between its matrix products, each in one pass over memory.
+//
+// In torch a norm is six operations and a rotation seven, each with a result of its own in memory;
+// on a CPU they take longer than the attention between them.  Sums are in fp32, whatever the numbers
+// are kept in.
+
+#include "vectors.h"
+
+// Below that many numbers a second thread costs more than it brings.
+constexpr int64_t WORTH_A_THREAD = 16384;
+
+static int threads_for(int64_t numbers, int64_t num_threads) {
+    return numbers < WORTH_A_THREAD ? 1 : int(num_threads);
+}
+
+// Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467) of one row: weight * x / rms(x).
+template <typename T>
+static void normalise(const T* x, const float* weight, float epsilon, int64_t width, T* out) {
+    Vec squares = {};
+    for (int64_t i = 0; i < width; i += LANES) {
+        Vec part = load(x + i, width - i);
+        squares += part * part;
+    }
+    const float scale = 1.0f / std::sqrt(sum(squares) / float(width) + epsilon);
+    for (int64_t i = 0; i < width; i += LANES) {
+        put(load(weight + i, width - i) * (load(x + i, width - i) * scale), out + i, width - i);
+    }
+}
+
+// x += delta, unless delta is null; then out = norm(x).
+// x, delta and out are [rows, width]; weight is [width].
+template <typename T>
+static void add_and_norm(T* x, const T* delta, const float* weight, T* out, int64_t rows,
+                         int64_t width, float epsilon, int64_t num_threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, num_threads))
+    for (int64_t row = 0; row < rows; row++) {
+        T* here = x + row * width;
+        if (delta) {
+            const T* more = delta + row * width;
+            for (int64_t i = 0; i < width; i += LANES) {
+                put(load(here + i, width - i) + load(more + i, width - i), here + i, width - i);
+            }
+        }
+        normalise(here, weight, epsilon, width, out + row * width);
+    }
+}
+
+// 1 / (1 + e^-x), without overflow on either side.
+static Vec sigmoid(Vec x) {
+    Vec small = exp_of(x < all(0.0f) ? x : -x);  // e^-|x|
+    return (x < all(0.0f) ? small : all(1.0f)) / (1.0f + small);
+}
+
+// out = silu(gate) * up, where each row of `gate_and_up` is [gate, up] (SwiGLU, arXiv 2002.05202).
+template <typename T>
+static void silu_and_multiply(const T* gate_and_up, T* out, int64_t rows, int64_t width,
+                              int64_t num_threads) {
+#pragma omp parallel for num_threads(threads_for(rows * width, num_threads))
+    for (int64_t row = 0; row < rows; row++) {
+        const T* gate = gate_and_up + row * 2 * width;
+        const T* up = gate + width;
+        for (int64_t i = 0; i < width; i += LANES) {
+            Vec x = load(gate + i, width - i);
+            put(x * sigmoid(x) * load(up + i, width - i), out + row * width + i, width - i);
+        }
+    }
+}
+
+// Kept in step with library.py, field by field.
+struct RopeAndWrite {
+    void* qkv;             // [T, (num_heads + 2 * num_kv_heads) * head_dim]; q is changed in place
+    void* k_cache;         // of this layer: [num_blocks, num_kv_heads, block_size, head_dim]
+    void* v_cache;
+    const int64_t* slots;  // [T]
+    const float* cos;      // [T, head_dim], or null: no rotation
+    const float* sin;
+    const float* q_norm;   // [head_dim], or null: no norm of each head (Qwen3)
+    const float* k_norm;
+    int64_t num_tokens, num_heads, num_kv_heads, head_dim, block_size, num_slots, num_threads;
+    float epsilon;
+};
+
+// Rotary position embedding (Su et al. 2021, arXiv 2104.09864) of one head: its first half and its
+// second half are the two coordinates of head_dim / 2 points, turned by an angle of the position.
+template <typename T>
+static void rotate(T* head, const float* cos, const float* sin, int64_t head_dim) {
+    const int64_t half = head_dim / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        const int64_t n = half - i;
+        Vec x = load(head + i, n), y = load(head + half + i, n);
+        put(x * load(cos + i, n) - y * load(sin + i, n), head + i, n);
+        put(y * load(cos + half + i, n) + x * load(sin + half + i, n), head + half + i, n);
+    }
+}
+
+// Norm and rotate queries and keys, and write keys and values into their slots.
+// Returns how many slots are none of the cache; then nothing was written.
+template <typename T>
+static int64_t rope_and_write(const RopeAndWrite& a) {
+    int64_t foreign = 0;
+    for (int64_t token = 0; token < a.num_tokens; token++) {
+        foreign += a.slots[token] < 0 || a.slots[token] >= a.num_slots;
+    }
+    if (foreign) return foreign;
+    const int64_t d = a.head_dim, heads = a.num_heads + a.num_kv_heads;
+    const int64_t width = (heads + a.num_kv_heads) * d;
+#pragma omp parallel for num_threads(threads_for(a.num_tokens * width, a.num_threads))
+    for (int64_t token = 0; token < a.num_tokens; token++) {
+        T* row = static_cast<T*>(a.qkv) + token * width;
+        for (int64_t head = 0; head < heads; head++) {
+            const float* norm = head < a.num_heads ? a.q_norm : a.k_norm;
+            if (norm) normalise(row + head * d, norm, a.epsilon, d, row + head * d);
+            if (a.cos) rotate(row + head * d, a.cos + token * d, a.sin + token * d, d);
+        }
+        const T* key = row + a.num_heads * d;
+        const int64_t block = a.slots[token] / a.block_size, offset = a.slots[token] % a.block_size;
+        for (int64_t head = 0; head < a.num_kv_heads; head++) {
+            const int64_t cell = ((block * a.num_kv_heads + head) * a.block_size + offset) * d;
+            std::memcpy(static_cast<T*>(a.k_cache) + cell, key + head * d, d * sizeof(T));
+            std::memcpy(static_cast<T*>(a.v_cache) + cell, key + (a.num_kv_heads + head) * d,
+                        d * sizeof(T));
+        }
+    }
+    return 0;
+}
+
+#define FOR_BOTH(T, NAME)                                                                        \
+    extern "C" void add_and_norm_##NAME(void* x, const void* delta, const float* weight,         \
+                                        void* out, int64_t rows, int64_t width, float epsilon,   \
+                                        int64_t num_threads) {                                   \
+        add_and_norm(static_cast<T*>(x), static_cast<const T*>(delta), weight,                   \
+                     static_cast<T*>(out), rows, width, epsilon, num_threads);                   \
+    }                                                                                            \
+    extern "C" void silu_and_multiply_##NAME(const void* gate_and_up, void* out, int64_t rows,   \
+                                             int64_t width, int64_t num_threads) {               \
+        silu_and_multiply(static_cast<const T*>(gate_and_up), static_cast<T*>(out), rows, width, \
+                          num_threads);                                                          \
+    }                                                                                            \
+    extern "C" int64_t rope_and_write_##NAME(const RopeAndWrite* a) {                            \
+        return rope_and_write<T>(*a);                                                            \
+    }
+
+FOR_BOTH(float, float)
+FOR_BOTH(BFloat16, bfloat16)

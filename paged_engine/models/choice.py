@@ -1,0 +1,65 @@
+"""Which runner a model gets: the fused one where all of it is known, else transformers' modules."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from paged_engine.attention import Attend, CpuAttention, get_backend
+from paged_engine.kernels.library import load_kernels
+from paged_engine.kv_cache import free_memory
+from paged_engine.models.llama_family import is_llama_like, num_weight_bytes
+from paged_engine.models.llama_runner import LlamaRunner
+from paged_engine.models.probe import Probe
+from paged_engine.models.runner import ModelRunner
+from paged_engine.models.transformers_runner import TransformersRunner
+
+
+def choose_runner(
+    model: Any,
+    attention: str | Attend | None,
+    block_size: int,
+    *,
+    check: bool = True,
+    owns_model: bool = False,
+) -> ModelRunner:
+    """The model as something the engine can drive.
+
+    Args:
+        model: Of transformers, or a runner already.
+        attention: See :func:`paged_engine.attention.get_backend`.  With None a Llama-like model on
+            a CPU is run fused, by our kernels; with any other, by transformers' modules.
+        block_size: Tokens a block, for the check.
+        check: Compare its logits with the model's own first.
+        owns_model: Nobody else runs this model, so that its weights need not be kept twice.
+
+    Raises:
+        UnsupportedModelError: The model cannot be served token for token; it says why.
+    """
+    if isinstance(model, ModelRunner):
+        return model
+    runner = TransformersRunner(model, get_backend(attention, model))
+    probe: Probe | None = None
+    if check:
+        probe = Probe(runner.model, runner.vocab_size, runner.max_model_len, block_size)
+        probe.check(runner)
+    if attention is not None or not _can_be_fused(runner, owns_model):
+        return runner
+    fused = LlamaRunner(runner, load_kernels(), release=owns_model)
+    if probe is not None:
+        probe.check(fused)
+    return fused
+
+
+def _can_be_fused(runner: TransformersRunner, owns_model: bool) -> bool:
+    if not isinstance(runner.attend, CpuAttention) or not is_llama_like(runner.model):
+        return False
+    copy, free = num_weight_bytes(runner.model), free_memory(runner.device)
+    if not owns_model and copy > free:
+        print(
+            f"paged_engine: the model is run by transformers' modules, which is slower: its packed "
+            f"weights would take {copy / 1e9:.1f} GB more, of {free / 1e9:.1f} that may be used",
+            file=sys.stderr,
+        )
+        return False
+    return True
