@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paged_engine.errors import PagedEngineError
 from paged_engine.lessons import exercises
 
 
@@ -81,7 +80,9 @@ def _imports(sources: list[str]) -> Any:
     found: list[ast.stmt] = []
     for source in sources:
         with contextlib.suppress(SyntaxError):  # a cell that is half written
-            found += [n for n in ast.parse(source).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+            found += [
+                n for n in ast.parse(source).body if isinstance(n, (ast.Import, ast.ImportFrom))
+            ]
     return compile(ast.Module(found, []), "<imports>", "exec")
 
 

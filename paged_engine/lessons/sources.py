@@ -5,22 +5,41 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
-from itertools import zip_longest
+from collections.abc import Callable, Sequence
+from itertools import pairwise, zip_longest
 from typing import Any
 
 
-def side_by_side(left: Callable[..., Any], right: Callable[..., Any], width: int = 43) -> None:
+def side_by_side(
+    left: Callable[..., Any],
+    right: Callable[..., Any],
+    meet: Sequence[tuple[str, str]] = (),
+    width: int = 50,
+) -> None:
     """Print the bodies of two functions beside each other, without docstrings and comments.
 
     Args:
-        left, right: The functions; their qualified names stand above them.
+        left, right: The functions; their names stand above them.
+        meet: Pairs of a piece of the left and one of the right: the lines in which they stand
+            first are put beside each other.
         width: Of a column; longer lines are folded.
     """
-    columns = [[f.__qualname__, "-" * len(f.__qualname__), *_body(f)] for f in (left, right)]
-    one, other = ([part for line in lines for part in _folded(line, width)] for lines in columns)
-    for a, b in zip_longest(one, other, fillvalue=""):
-        print(f"{a:{width}} | {b}".rstrip())
+    try:
+        bodies = [_body(left), _body(right)]
+    except OSError:  # made in a place without a file
+        return print("no source is kept of one of them")
+    columns = [[part for line in body for part in _folded(line, width)] for body in bodies]
+    print(f"{left.__qualname__:{width}} | {right.__qualname__}")
+    print(f"{'-' * width}-+-{'-' * width}")
+    begins = [(0, 0)]
+    for pieces in meet:
+        places = [_place(c, p) for c, p in zip(columns, pieces, strict=True)]
+        if None not in places:
+            begins.append((places[0] or 0, places[1] or 0))
+    begins.append((len(columns[0]), len(columns[1])))
+    for (a, b), (c, d) in pairwise(begins):
+        for one, other in zip_longest(columns[0][a:c], columns[1][b:d], fillvalue=""):
+            print(f"{one:{width}} | {other}".rstrip())
 
 
 def num_lines(*parts: Any) -> int:
@@ -55,7 +74,11 @@ def _plain(part: Any) -> str:
     )
 
 
+def _place(lines: Sequence[str], piece: str) -> int | None:
+    return next((number for number, line in enumerate(lines) if piece in line), None)
+
+
 def _folded(line: str, width: int) -> list[str]:
     """A line in pieces that fit, the later ones further in."""
-    indent = len(line) - len(line.lstrip())
-    return textwrap.wrap(line, width, subsequent_indent=" " * (indent + 4)) or [""]
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False) or [""]

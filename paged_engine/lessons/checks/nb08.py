@@ -35,7 +35,7 @@ def check_add(add: Function) -> None:
     request = engine.requests["A"]
     expect(request.token_ids, [5, 6, 7], f"{when}, token_ids")
     expect((request.max_tokens, set(request.eos_token_ids)), (4, {9}), f"{when}, its limits")
-    table = "give it an empty table of this pool: request.table = BlockTable(self.pool)"
+    table = "give it an empty table of this pool: request.table = self.BlockTable(self.pool)"
     if getattr(request, "table", None) is None:
         raise NotYet("a BlockTable", "none", f"{when}, its table", table)
     expect(list(request.block_table), [], f"{when}, block_table", table)

@@ -90,6 +90,10 @@ class Request:
     def is_finished(self):
         return self.status.is_finished
 
+    def __repr__(self):
+        done = f"{self.num_computed_tokens} of {self.num_tokens}"
+        return f"{self.request_id}: {self.status.name}, {done} computed"
+
 
 add_to_class(Request)(set_status)
 add_to_class(Request)(append_token)

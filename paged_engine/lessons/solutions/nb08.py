@@ -12,12 +12,12 @@ from collections import deque
 
 import torch
 
-from paged_engine.batch import Batch
+from paged_engine.batch import pack
 from paged_engine.errors import InvalidRequestError, InvariantError
 from paged_engine.events import EVENT_TYPES, EventLog
 from paged_engine.kv_cache import PagedKVCache
 from paged_engine.lessons.growing import add_to_class
-from paged_engine.lessons.solutions import nb04
+from paged_engine.lessons.solutions import nb04, nb05, nb06, nb07
 from paged_engine.lessons.solutions.nb06 import BlockTable
 from paged_engine.lessons.solutions.nb07 import slot_mapping
 
@@ -41,24 +41,6 @@ class Log(EventLog):
         self.append(EVENT_TYPES[kind](0.0, self.step, **details))  # at time 0.0
 
 
-def pack(scheduled, block_size, device):
-    """The tokens of a step in a row, and whose they are."""
-    ids, positions, context_lens, query_starts = [], [], [], [0]
-    for request, num_tokens in scheduled.items():
-        start = request.num_computed_tokens
-        ids += request.token_ids[start : start + num_tokens]
-        positions += range(start, start + num_tokens)
-        context_lens.append(start + num_tokens)
-        query_starts.append(len(ids))
-    tables = [request.block_table for request in scheduled]
-    longest = max(map(len, tables))
-    tables = [table + table[:1] * (longest - len(table)) for table in tables]
-    last = [end - 1 for end in query_starts[1:]]
-    slots = slot_mapping(scheduled, block_size)
-    parts = (torch.tensor(p, device=device) for p in (ids, positions, slots, tables))
-    return Batch(*parts, context_lens, query_starts, torch.tensor(last, device=device))
-
-
 class PagedModel:
     """From the requests of a step to their next tokens."""
 
@@ -68,8 +50,9 @@ class PagedModel:
 
     def __call__(self, scheduled):
         batch = pack(scheduled, self.cache.block_size, self.runner.device)
-        logits = self.runner.forward(batch, self.cache)
-        sampled = {}
+        slots = slot_mapping(scheduled, self.cache.block_size)
+        batch.slot_mapping = torch.tensor(slots, device=self.runner.device)
+        logits, sampled = self.runner.forward(batch, self.cache), {}
         for row, (request, num_tokens) in zip(logits, scheduled.items(), strict=True):
             if request.num_computed_tokens + num_tokens == request.num_tokens:
                 sampled[request.request_id] = int(row.argmax())
@@ -79,9 +62,11 @@ class PagedModel:
 class Engine:
     """Requests in, tokens out; `add`, `let_in`, `step` and `run` join it below."""
 
+    Request, BlockTable = Request, BlockTable  # what `add` makes
+
     def __init__(self, scheduler, pool, model):
         self.scheduler, self.pool = scheduler, pool
-        self.model = model  # from {request: number of tokens} to {request_id: new token}
+        self.model = model  # {request: number of tokens} to {request_id: token}
         self.requests = {}  # all that ever came, by id
         self.door = deque()  # who is not let in yet
         self.inside = []  # who is let in, and has not ended
@@ -98,21 +83,21 @@ class Engine:
 
 def add(self, request_id, prompt_token_ids, max_tokens, eos_token_ids=()):
     """Put a request at the door; one that can never be served is refused."""
-    request = Request(request_id, prompt_token_ids, max_tokens, eos_token_ids)
+    request = self.Request(request_id, prompt_token_ids, max_tokens, eos_token_ids)
     if request_id in self.requests or not request.token_ids:
         raise InvalidRequestError(f"{request_id} is taken, or its prompt is empty")
     if self.most_blocks(request) > self.pool.num_blocks:
         raise InvalidRequestError(f"{request_id} needs more blocks than there are")
-    request.table = BlockTable(self.pool)
+    request.table = self.BlockTable(self.pool)
     self.requests[request_id] = request
     self.door.append(request)
     prompt = tuple(request.token_ids)
-    later = {"priority": 0, "seed": 0}  # for what notebooks to come add
-    self.log.say("queued", request, prompt_token_ids=prompt, max_tokens=max_tokens, **later)
+    details = {"prompt_token_ids": prompt, "max_tokens": max_tokens}
+    self.log.say("queued", request, **details, priority=0, seed=0)
 
 
 def let_in(self):
-    """Hand over to the scheduler whom the pool can serve to the end, beside all inside."""
+    """Hand to the scheduler whom the pool can serve to the end, beside all inside."""
     promised = sum(self.most_blocks(request) for request in self.inside)
     while self.door:
         promised += self.most_blocks(self.door[0])
@@ -171,3 +156,13 @@ add_to_class(Engine)(add)
 add_to_class(Engine)(let_in)
 add_to_class(Engine)(step)
 add_to_class(Engine)(run)
+
+# All of a reader's engine, by what it is for.
+PARTS = {
+    "request": (nb04.Request, nb04.set_status, nb04.append_token, Request),
+    "scheduler": (nb05.Scheduler, nb05.schedule, nb05.update),
+    "memory": (nb06.BlockPool, nb06.BlockTable, nb07.slot_mapping),
+    "attention": (nb07.online_attention, nb07.paged_attention),
+    "model's side": (PagedModel,),
+    "engine": (Log, Engine, add, let_in, step, run),
+}
