@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from paged_engine.errors import PagedEngineError
 from paged_engine.lessons import exercises
 
 
@@ -28,9 +29,12 @@ def bring(name: str, folder: str | Path = ".") -> Any:
         folder: Where the notebooks lie; in a notebook that is the present one.
 
     Raises:
-        PagedEngineError: There is no such exercise.
+        PagedEngineError: There is no such exercise, or no later notebook builds on it.
     """
     exercises.find_exercise(name)
+    if name not in _ANSWERS:
+        known = ", ".join(_ANSWERS)
+        raise PagedEngineError(f"nothing builds on exercise {name!r}; expected one of {known}")
     number = name.partition(".")[0]
     lesson = importlib.import_module(f"{__package__}.solutions.nb{number}")
     file = next(iter(sorted(Path(folder).glob(f"{number}_*.ipynb"))), None)
