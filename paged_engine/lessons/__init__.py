@@ -15,6 +15,7 @@ from paged_engine.lessons.charts import best_of, chart
 from paged_engine.lessons.exercises import check, results, yours
 from paged_engine.lessons.growing import add_to_class, show_diff
 from paged_engine.lessons.predictions import predict, predictions
+from paged_engine.lessons.records import export_results
 from paged_engine.lessons.sources import num_lines, side_by_side
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "cached_generate",
     "chart",
     "check",
+    "export_results",
     "naive_generate",
     "num_lines",
     "own_request",
