@@ -4,7 +4,7 @@ The classes that the notebook gives are here as they stand there, so that with n
 this is all of a reader's engine.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, attr-defined"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, attr-defined, var-annotated, call-arg"
 
 from __future__ import annotations
 
