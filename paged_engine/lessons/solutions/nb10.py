@@ -1,4 +1,4 @@
-"""Solutions of notebook 10: latencies from events, percentiles, an open loop, goodput."""
+"""Solutions of notebook 10: latencies from events, percentiles, an open loop of strangers."""
 
 # As they stand in the notebook, where nothing is annotated.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, var-annotated"
@@ -55,12 +55,3 @@ def open_loop(engine, jobs, arrivals, clock, wait):
         else:
             wait(max(0, start + coming[0][0] - clock()))
     return due
-
-
-def goodput(served, ttft, tpot, duration):
-    """Requests that met both limits, in each unit of time."""
-    met = [
-        first is not None and first <= ttft and (each is None or each <= tpot)
-        for first, each, _ in served
-    ]
-    return sum(met) / duration

@@ -1,6 +1,12 @@
 """What the tests know of notebook 10."""
 
-TIMING_CELLS: list[str] = []
+TIMING_CELLS = [
+    "from paged_engine.benchmark.machine import this_machine",
+    'PATHS = {"naive": naive, "static": static}',
+    "weights = sum(p.numel() for p in model.parameters()) - model.lm_head.weight.numel()",
+    "steps = [step for _ in range(2) for step in run_metrics(ask(fused)[0].log).steps]",
+    "from paged_engine.benchmark.__main__ import main",
+]
 
 _LATENCIES = """\
 from itertools import pairwise
@@ -63,15 +69,6 @@ def open_loop(engine, jobs, arrivals, clock, wait):
     return due
 """
 
-_GOODPUT = """\
-def goodput(served, ttft, tpot, duration):
-    met = [
-        first is not None and first <= ttft and (each is None or each <= tpot)
-        for first, each, _ in served
-    ]
-    return sum(met) / duration
-"""
-
 
 def _but(source: str, *changes: tuple[str, str]) -> str:
     for old, new in changes:
@@ -127,6 +124,7 @@ WRONG = {
             _LATENCIES,
             ("pairwise(at)]", "pairwise(sorted(sum(times.values(), [])))]"),
         ),
+        "a tuple of ITLs": _but(_LATENCIES, ("(ttft, tpot, itls)", "(ttft, tpot, tuple(itls))")),
         "returns a list": _but(_LATENCIES, ("return served", "return list(served.values())")),
         "returns nothing": _but(_LATENCIES, ("    return served\n", "")),
         "uses up its argument": _but(
@@ -171,6 +169,9 @@ def poisson(num_requests, rate, seed):
             _POISSON, ("draw.expovariate(rate)", "draw.uniform(0, 2 / rate)")
         ),
         "gaps with mean rate": _but(_POISSON, ("expovariate(rate)", "expovariate(1 / rate)")),
+        "other strangers than those of the text": _but(
+            _POISSON, ("random.Random(seed)", "random.Random(seed + 1)")
+        ),
         "gaps in place of times": _but(
             _POISSON, ("list(accumulate(", "list(("), ("import accumulate", "import chain")
         ),
@@ -253,37 +254,5 @@ def poisson(num_requests, rate, seed):
             ),
         ),
         "returns nothing": _but(_OPEN_LOOP, ("    return due\n", "")),
-    },
-    "10.5": {
-        "forgets the duration": _but(_GOODPUT, ("sum(met) / duration", "sum(met)")),
-        "forgets TPOT": _but(_GOODPUT, (" and (each is None or each <= tpot)", "")),
-        "forgets TTFT": _but(
-            _GOODPUT, ("first is not None and first <= ttft and ", "first is not None and ")
-        ),
-        "one limit is enough": _but(
-            _GOODPUT,
-            (
-                "first <= ttft and (each is None or each <= tpot)",
-                "(first <= ttft or each is None or each <= tpot)",
-            ),
-        ),
-        "below the limit, not at it": _but(_GOODPUT, ("each <= tpot", "each < tpot")),
-        "a single token misses": _but(
-            _GOODPUT, ("(each is None or each <= tpot)", "(each is not None and each <= tpot)")
-        ),
-        "takes 0 for nothing": _but(_GOODPUT, ("first is not None and", "bool(first) and")),
-        "who got nothing has met all": _but(
-            _GOODPUT,
-            ("first is not None and first <= ttft", "(first is None or first <= ttft)"),
-        ),
-        "a share of the requests": _but(
-            _GOODPUT, ("sum(met) / duration", "sum(met) / max(1, len(served))")
-        ),
-        "the lesser of two counts": """\
-def goodput(served, ttft, tpot, duration):
-    first = sum(one[0] is not None and one[0] <= ttft for one in served)
-    each = sum(one[1] is None or one[1] <= tpot for one in served)
-    return min(first, each) / duration
-""",
     },
 }
