@@ -21,6 +21,11 @@ from paged_engine.lessons.solutions import nb10 as lesson
 
 Function = Callable[..., Any]
 
+_latencies: Function = lesson.latencies
+_percentile: Function = lesson.percentile
+_poisson: Function = lesson.poisson
+_open_loop: Function = lesson.open_loop
+
 
 # ------------------------------------------------------------------ 10.1
 
@@ -66,7 +71,7 @@ def check_latencies(latencies: Function) -> None:
             if draw.random() < 0.5:
                 due[f"R{number}"] = came - draw.randint(0, 9)
         log = _log(lives)
-        _served(latencies, log, due, lesson.latencies(log, due), f"random log {seed}")
+        _served(latencies, log, due, _latencies(log, due), f"random log {seed}")
 
 
 def _served(
@@ -136,7 +141,7 @@ def check_percentile(percentile: Function) -> None:
         values = [draw.uniform(0, 100) for _ in range(draw.randint(1, 40))]
         percent = draw.choice([0, 1, 25, 50, 90, 95, 99, 99.9, 100])
         when = f"{percent} percent of {len(values)} values"
-        _near(call(percentile, values, percent), lesson.percentile(values, percent), when)
+        _near(call(percentile, values, percent), _percentile(values, percent), when)
 
 
 # ------------------------------------------------------------------ 10.3
@@ -172,7 +177,7 @@ def check_poisson(poisson: Function) -> None:
     for seed in range(3):
         when = f"5 requests, 2 a second, seed {seed}"
         drawn = "make one random.Random(seed), and draw each gap with expovariate(rate)"
-        wanted = lesson.poisson(5, 2, seed)
+        wanted = _poisson(5, 2, seed)
         for one, right in zip(poisson(5, 2, seed), wanted, strict=True):
             _near(one, right, f"{when} (all: {[round(at, 3) for at in wanted]})", drawn)
 
@@ -263,7 +268,7 @@ def _runs_alike(
 ) -> None:
     """The same requests at the same moments as in the lesson's own run."""
     runs = []
-    for function in (lesson.open_loop, open_loop):
+    for function in (_open_loop, open_loop):
         clock = _Clock(100)
         engine = _engine(clock, seats)
         work, times = _jobs(lengths), list(arrivals)
