@@ -11,7 +11,7 @@ from paged_engine.errors import PagedEngineError
 from paged_engine.lessons import bring, exercises
 from paged_engine.lessons.bring import _ANSWERS
 from paged_engine.lessons.solutions import nb05, nb06
-from tests.notebooks.lesson import REPO, cells_of
+from tests.notebooks.lesson import REPO, cells_of, solutions_of
 
 POOL = """\
 class BlockPool:
@@ -101,3 +101,19 @@ def test_names_are_those_of_the_notebooks(name: str) -> None:
     (path,) = (REPO / "notebooks").glob(f"{name[:2]}_*.ipynb")
     (check,) = [cell.source for cell in cells_of(path) if cell.tagged("check") == name]
     assert f'check("{name}", {_ANSWERS[name]})' in check
+
+
+@pytest.mark.parametrize("name", _ANSWERS)
+def test_a_solution_written_into_its_notebook_is_brought(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So what the cells import is all that a right answer needs."""
+    (path,) = (REPO / "notebooks").glob(f"{name[:2]}_*.ipynb")
+    written = json.loads(path.read_text(encoding="utf-8"))
+    for cell in written["cells"]:
+        if f"exercise:{name}" in cell["metadata"].get("tags", []):
+            cell["source"] = solutions_of(cells_of(path))[name]
+    (tmp_path / path.name).write_text(json.dumps(written), encoding="utf-8")
+    brought = bring(name, tmp_path)
+    assert capsys.readouterr().out == f"{name} {_ANSWERS[name]}: yours\n"
+    assert brought.__module__ == path.stem
