@@ -49,6 +49,11 @@ def run(options: argparse.Namespace) -> int:
 
         say = _silent if options.no_progress else _say
         return command.run(options, config, peers, partial(_jobs, options), say)
+    if options.scaling is not None:
+        from paged_engine.benchmark import scaling
+
+        say = _silent if options.no_progress else _say
+        return scaling.run(options, config, _load_model, say)
     results = _measure(options, config, peers)
     print(results.table())
     if options.json is not None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from paged_engine.benchmark.processes.engines import FAMILIES
 from paged_engine.benchmark.processes.engines import PEERS as PROCESSES
+from paged_engine.benchmark.scaling_plan import ROUNDS as SCALING_ROUNDS
+from paged_engine.benchmark.scaling_plan import SERIES, check_scaling
 from paged_engine.benchmark.workloads import UNIFORM_OUTPUTS, UNIFORM_PROMPTS, WORKLOADS
 from paged_engine.config import EngineConfig
 from paged_engine.errors import InvalidConfigError
@@ -142,6 +144,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that a peer may take to start, or for a round (default: 1800)",
     )
     how.add_argument(
+        "--scaling",
+        nargs="?",
+        const=ALL,
+        metavar="LIST",
+        help=f"measure single steps instead, beside what the machine can do at best: some of "
+        f"{','.join(SERIES)}, or {ALL} (which is meant where no list is given); --concurrency is "
+        f"the largest batch, --max-model-len the most positions, --requests the longest line, and "
+        f"--rounds is {SCALING_ROUNDS} by default",
+    )
+    how.add_argument(
+        "--figures", type=Path, metavar="DIR", help="draw what --scaling found into this folder"
+    )
+    how.add_argument(
         "--static-batch",
         type=int,
         metavar="N",
@@ -184,7 +199,8 @@ def checked_peers(options: argparse.Namespace) -> list[str]:
         InvalidConfigError: They are not.
     """
     if options.rounds is None:
-        options.rounds = 1 if options.peers is None else PEER_ROUNDS
+        several = PEER_ROUNDS if options.peers is not None else SCALING_ROUNDS
+        options.rounds = 1 if options.peers is None and options.scaling is None else several
     for name in ("requests", "clients", "threads", "rounds", "static_batch"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -215,8 +231,11 @@ def checked_peers(options: argparse.Namespace) -> list[str]:
             "--figure needs matplotlib, which is not installed; install it (pip install "
             "matplotlib) or leave --figure out"
         )
+    check_scaling(options)
     if options.peer_python and options.peers is None:
         raise InvalidConfigError("--peer-python is for --peers; give both or neither")
+    if options.scaling is not None:
+        return []
     peers = _peers(options) if options.peers is None else _processes(options)
     if options.static_batch is not None and "static" not in peers:
         flag = "compare" if options.peers is None else "peers"
