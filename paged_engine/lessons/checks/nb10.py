@@ -53,7 +53,7 @@ def check_latencies(latencies: Function) -> None:
     when = "A has one token, B has none and was aborted, C waits"
     log = _log({"A": (1, [4]), "B": (2, []), "C": (3, [])})
     log.append(ev.Aborted(8, 1, "B"))
-    wanted = {"A": (3, None, []), "B": (None, None, []), "C": (None, None, [])}
+    wanted: dict[str, Any] = {"A": (3, None, []), "B": (None, None, []), "C": (None, None, [])}
     missing = "None where there is no such time: no first token, or no second one"
     _served(latencies, log, {}, wanted, when, missing)
     when = "A and B get their tokens in turns, and A is admitted late"
@@ -281,8 +281,8 @@ def _runs_alike(
         runs.append((engine, due))
     (right, wanted), (own, got) = runs
     expect(got, dict(got) if isinstance(got, dict) else wanted, when, "return a dict, by name")
-    told = [(e.time, len(e.prompt_token_ids)) for e in right.log.of_kind("queued")]
-    handed = [(e.time, len(e.prompt_token_ids)) for e in own.log.of_kind("queued")]
+    told = [(e.time, len(e.prompt_token_ids)) for e in _queued(right)]
+    handed = [(e.time, len(e.prompt_token_ids)) for e in _queued(own)]
     expect(len(handed), len(told), f"{when}, how many were handed over", hint)
     clock_too = "the clock was at 100 when it began"
     expect(
@@ -290,14 +290,18 @@ def _runs_alike(
         hint or "hand over all that is due before each step; wait only if nothing is unfinished",
     )  # fmt: skip
     expect([n for _, n in handed], [n for _, n in told], f"{when}, whose prompts", "in order")
-    most = [e.max_tokens for e in own.log.of_kind("queued")]
+    most = [e.max_tokens for e in _queued(own)]
     expect(most, list(lengths), f"{when}, max_tokens", "hand job.params over as well")
-    names = [e.request_id for e in own.log.of_kind("queued")]
+    names = [e.request_id for e in _queued(own)]
     by_name = "the keys are the names that engine.add_request returns"
     expect(sorted(got), sorted(names), f"{when}, the names", by_name)
     from_due = "when it was due is start + arrival, whenever it was handed over"
     for name, right_due in zip(names, wanted.values(), strict=True):
         _near(got[name], right_due, f"{when} ({clock_too}), due of {name}", from_due)
+
+
+def _queued(engine: ContinuousEngine) -> list[ev.Queued]:
+    return [event for event in engine.log if isinstance(event, ev.Queued)]
 
 
 def _jobs(lengths: Sequence[int]) -> list[Job]:
