@@ -24,7 +24,7 @@ from paged_engine import events as ev
 from paged_engine.errors import PagedEngineError
 
 MESSAGES_PER_SECOND = 5  # each with the frames of all steps since; the page shows them one by one
-LET_GO = 6  # times that the event loop is let go of after a step: a message takes several to come in
+LET_GO = 6  # times that a step lets go of the event loop: a message takes several to come in
 SILENCE = 10.0  # seconds without a sign of life after which playing pauses
 FULL = 0.9  # share of the usable blocks in use at which "full" breaks
 MOST_STEPS = 100_000  # that `finish` runs
