@@ -251,6 +251,8 @@ class Scenario:
             return False
         if self.pool == "tight" and self.block_size == 64 and self.budget < 512:
             return False  # long prompts in small chunks: one ends before the next begins
+        if self.pool == "tight" and self.budget < 33 and self.concurrency < 8:
+            return False  # in small chunks a few may come and go one by one
         few_at_once = self.aborts or self.arrival == "staggered"
         if self.pool == "tight" and self.concurrency < 8 and few_at_once:
             return False  # they may not get in each other's way
