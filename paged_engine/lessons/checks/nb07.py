@@ -281,7 +281,7 @@ def _hint(attend: Function, got: torch.Tensor, s: _Sequence) -> str:
         ({"scale": s.scale**2}, "scale once"),
         ({"cyclic": True}, "neighbouring query heads share a head of keys: repeat_interleave"),
     ):
-        if torch.allclose(got, _dense(s, **options), atol=TOLERANCE, rtol=1e-4):  # type: ignore[arg-type]
+        if torch.allclose(got, _dense(s, **options), atol=TOLERANCE, rtol=1e-4):
             return words
     if s.context > s.k_cache.shape[2]:
         return (

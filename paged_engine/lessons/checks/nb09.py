@@ -18,6 +18,8 @@ from paged_engine.request import SamplingParams
 
 Function = Callable[..., Any]
 
+_reduce: Function = lesson.reduce  # which has no annotations, as in the notebook
+
 HINTS = {
     "engine_started": "a pool of num_blocks new BlockState(), its sizes and both limits",
     "pool_resized": "num_usable is how many blocks may be in use from now on",
@@ -72,7 +74,7 @@ def _by_hand(reduce: Function) -> None:
     mine, right = EngineState(), EngineState()
     for number, event in enumerate(BY_HAND, 1):
         mine = _next(reduce, mine, event, f"event {number} of a log by hand, {_short(event)}")
-        right = lesson.reduce(right, event)
+        right = _reduce(right, event)
         _same(mine, right, event, f"after event {number} of a log by hand, {_short(event)}")
 
 
@@ -82,7 +84,7 @@ def _whole_run(reduce: Function) -> None:
     for k, event in enumerate(events, 1):
         when = f"event {k} of a run with hits, a preemption and an abort, {_short(event)}"
         mine = _next(reduce, mine, event, when)
-        right = lesson.reduce(right, event)
+        right = _reduce(right, event)
         _same(mine, right, event, f"after {when}")
         if k in snapshots:
             told = {name: r for name, r in mine.requests.items() if r.status in _UNFINISHED}
@@ -185,7 +187,8 @@ def check_at(at: Function) -> None:
 def _history(at: Function, events: Sequence[ev.Event], every: int, calls: list[int]) -> Any:
     def counted(state: EngineState, event: ev.Event) -> EngineState:
         calls[0] += 1
-        return lesson.reduce(state, event)
+        after: EngineState = _reduce(state, event)
+        return after
 
     return type("History", (lesson.History,), {"at": at})(events, counted, every)
 

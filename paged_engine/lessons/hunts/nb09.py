@@ -74,8 +74,8 @@ hunt(
         reasons={
             "A": "Click the blocks that stay at the end: their owner was aborted, and whoever "
             "finished holds nothing.",
-            "B": "Its own blocks turn free in the frame of the abort, those at the start of its "
-            "table do not: nobody counts that reference down any more.",
+            "B": "Its own block is given back, and the next who needs one takes it; those at the "
+            "start of its table are not: nobody counts that reference down any more.",
             "C": "A withheld block is free and not used; those that stay have an owner, and the "
             "log says that the pool has its old size again.",
             "D": "Go to the frame of the preemption: all of its blocks turn free there.",
@@ -96,10 +96,10 @@ hunt(
         },
         guilty="C",
         reasons={
-            "A": "In the frame of the preemption its blocks turn free, and newcomers get them.",
+            "A": "In the frame of the preemption its blocks turn free, and later others get them.",
             "B": "It is admitted in the end, once nobody else waits.",
             "C": "Whoever comes later is admitted first, while it waits with its answer half "
-            "written.  With newcomers enough it would wait for ever.",
+            "written. With newcomers enough it would wait for ever.",
             "D": "Count the lanes that compute while it waits, and hold them against the seats.",
         },
         source="vLLM's issue 41951: with its priority policy, a preempted request lost its place "
@@ -118,7 +118,7 @@ hunt(
         },
         guilty="B",
         reasons={
-            "A": "They share it by a hit, and then nothing is wrong.  But go on: a third request "
+            "A": "They share it by a hit, and then nothing is wrong. But go on: a third request "
             "gets the same block by an allocation, as new, and its beginning is another.",
             "B": "When the first holder left, the count went to zero though the second still "
             "reads the block; so it was handed out as new, and was written over.",

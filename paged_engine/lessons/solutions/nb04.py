@@ -1,9 +1,13 @@
-"""Notebook 04: the solutions of its exercises, for whoever has not passed them yet."""
+"""Notebook 04: the solutions of its exercises, for whoever has not passed them yet.
+
+And `Request`, the class that they are methods of, for the notebooks that build on it.
+"""
 
 # As they stand in the notebook, where nothing is annotated.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, var-annotated"
 
 from paged_engine.errors import IllegalTransitionError
+from paged_engine.lessons.growing import add_to_class
 from paged_engine.request import RequestStatus
 
 S = RequestStatus
@@ -60,3 +64,36 @@ def state_of(events):
                 continue
         states[name] = (status, known, computed)
     return states
+
+
+class Request:
+    """As the notebook begins it; what it grows is above."""
+
+    def __init__(self, request_id, prompt_token_ids, max_tokens, eos_token_ids=()):
+        self.request_id = request_id
+        self.token_ids = list(prompt_token_ids)  # a copy: it will grow
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.max_tokens = max_tokens
+        self.eos_token_ids = eos_token_ids
+        self.status = RequestStatus.WAITING
+
+    @property
+    def num_tokens(self):
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self):
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def is_finished(self):
+        return self.status.is_finished
+
+    def __repr__(self):
+        done = f"{self.num_computed_tokens} of {self.num_tokens}"
+        return f"{self.request_id}: {self.status.name}, {done} computed"
+
+
+add_to_class(Request)(set_status)
+add_to_class(Request)(append_token)

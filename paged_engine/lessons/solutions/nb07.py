@@ -1,6 +1,6 @@
 """Solutions of notebook 07: slots, and attention over scattered blocks in two ways."""
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
