@@ -120,7 +120,10 @@ class View extends Hands {
   draw() {
     const theme = (this.theme ??= this.readTheme());
     const sizes = (this.sizes ??= this.readSizes());
-    if (!sizes.root) return; // not shown: drawn when it is, see the observer
+    if (!sizes.root) { // not shown: measured anew when it is, see the observer
+      this.sizes = null;
+      return;
+    }
     this.advance();
     const state = (this.shown = this.history.at(this.count));
     if (this.blocks) this.blocks.draw(state, sizes.blocks, theme, this.pick);
