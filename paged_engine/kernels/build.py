@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,13 +44,14 @@ def library(capability: str, extra: Sequence[str] = ()) -> Path:
 
     Args:
         capability: A key of `INSTRUCTIONS`.
-        extra: More flags for the compiler.
+        extra: More flags for the compiler, before those that CXXFLAGS names.
 
     Raises:
         KernelsUnavailableError: There is no compiler, or it failed; it says which.
     """
     compiler = find_compiler()
-    command = [compiler, *FLAGS, *INSTRUCTIONS.get(capability, []), *_openmp(), *extra]
+    own = [*FLAGS, *INSTRUCTIONS.get(capability, []), *_openmp(), *extra]
+    command = [compiler, *own, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     target = cache_folder() / _key(command) / "kernels.so"
     if target.exists():
         return target

@@ -30,6 +30,7 @@ TINY_FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _GROUPED,
     "qwen3": _GROUPED | {"head_dim": 32},
     "mistral": _GROUPED | {"sliding_window": 12},
+    "smollm3": _GROUPED | {"no_rope_layers": [1, 0]},
     "gemma2": _GEMMA
     | {
         "sliding_window": 12,

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 from paged_engine import events as ev
 from paged_engine.errors import PagedEngineError
 
-FRAMES_PER_SECOND = 20
-LET_GO = 0.001  # seconds: `sleep(0)` leaves clicks waiting for many steps
+MESSAGES_PER_SECOND = 5  # each with the frames of all steps since; the page shows them one by one
+LET_GO = 6  # times that a step lets go of the event loop: a message takes several to come in
 SILENCE = 10.0  # seconds without a sign of life after which playing pauses
 FULL = 0.9  # share of the usable blocks in use at which "full" breaks
 MOST_STEPS = 100_000  # that `finish` runs
@@ -237,11 +237,11 @@ class Player:
                 self.stopped_by, self.is_playing = f"paused: {self._broke}", False
             elif self._is_alone():
                 self.stopped_by, self.is_playing = "paused: no page was looking on", False
-            self._show(at_most=FRAMES_PER_SECOND)
-            pause = LET_GO
+            self._show(at_most=MESSAGES_PER_SECOND)
+            for _ in range(LET_GO):  # any time asleep would be the engine's
+                await asyncio.sleep(0)
             if self.speed:
-                pause = max(pause, 1 / self.speed - (time.monotonic() - began))
-            await asyncio.sleep(pause)
+                await asyncio.sleep(1 / self.speed - (time.monotonic() - began))
         self._show()
 
     def _try_step(self) -> bool:

@@ -31,7 +31,7 @@ from paged_engine.visualizer import EngineView
 engine = ContinuousEngine.from_pretrained(
     num_blocks=4096, block_size=16, max_num_seqs=8, enable_prefix_caching=False, progress=False
 )
-params = SamplingParams(max_tokens=96, ignore_eos=True)
+params = SamplingParams(max_tokens=192, ignore_eos=True)
 
 def fill():
     for number in range(8):
@@ -47,7 +47,7 @@ fill()
 began = time.perf_counter()
 while engine.has_unfinished:
     engine.step()
-rates["alone"].append(8 * 96 / (time.perf_counter() - began))
+rates["alone"].append(8 * 192 / (time.perf_counter() - began))
 """
 VIEWED = """\
 fill()
@@ -56,7 +56,7 @@ view.play()
 async def watch():
     while view.is_playing:
         await asyncio.sleep(0.01)
-    rates["viewed"].append(8 * 96 / (time.perf_counter() - began))
+    rates["viewed"].append(8 * 192 / (time.perf_counter() - began))
     open(f"round{len(rates['viewed'])}", "w").close()
 watcher = asyncio.get_running_loop().create_task(watch())
 """
@@ -77,18 +77,17 @@ def cost_of_the_view(browser: Any) -> None:
             opened.run_all()
             page.wait_for_selector(VIEW, timeout=180_000)
             page.set_default_timeout(180_000)
-            clicks: list[float] = []
             for number in range(ROUNDS):
                 opened.run_in_kernel(ALONE)
                 before = page.evaluate(f"document.querySelector('{VIEW}').view.drawn")
                 opened.run_in_kernel(VIEWED)
-                if number == ROUNDS - 1:
-                    clicks = click_times(page)
                 while not (Path(folder) / f"round{number + 1}").exists():
                     time.sleep(0.1)  # to ask the kernel or the page would cost them something
                 drawn = page.evaluate(f"document.querySelector('{VIEW}').view.drawn") - before
                 print(f"round {number + 1}: {drawn} pictures drawn", flush=True)
             rates = opened.ask_kernel("rates")
+            opened.run_in_kernel(VIEWED)
+            clicks = click_times(page)
         finally:
             lab.close()
     for name, values in rates.items():
@@ -109,9 +108,10 @@ def click_times(page: Any) -> list[float]:
                 const began = performance.now();
                 view.tell({{ cmd: "breaks", value: wanted }});
                 while (view.state.breaks[0] !== wanted[0]) {{
-                    await new Promise((done) => setTimeout(done, 1));
+                    await new Promise((done) => setTimeout(done, 4));
                 }}
                 times.push(performance.now() - began);
+                await new Promise((done) => setTimeout(done, 50));
             }}
             view.tell({{ cmd: "breaks", value: [] }});
             return times;

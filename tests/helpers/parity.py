@@ -227,7 +227,7 @@ class Scenario:
     """One way to serve a crowd.  `NAME in LEVELS` says what each may be."""
 
     family: str
-    attention: str
+    attention: str  # "fused": the engine's choice, which fuses Llama-like models
     block_size: int
     budget: int
     pool: str  # "ample", or "tight": so small that requests are preempted
@@ -251,6 +251,8 @@ class Scenario:
             return False
         if self.pool == "tight" and self.block_size == 64 and self.budget < 512:
             return False  # long prompts in small chunks: one ends before the next begins
+        if self.pool == "tight" and self.budget < 33 and self.concurrency < 8:
+            return False  # in small chunks a few may come and go one by one
         few_at_once = self.aborts or self.arrival == "staggered"
         if self.pool == "tight" and self.concurrency < 8 and few_at_once:
             return False  # they may not get in each other's way
@@ -288,6 +290,7 @@ class Scenario:
 
     def engine(self, model: PreTrainedModel, **options: Any) -> ContinuousEngine:
         attention = options.pop("attention", self.attention)
+        attention = None if attention == "fused" else attention
         config = EngineConfig(
             block_size=self.block_size,
             num_blocks=self.num_blocks(),
@@ -360,13 +363,14 @@ LEVELS: dict[str, tuple[Any, ...]] = {
         "qwen2",
         "qwen3",
         "mistral",
+        "smollm3",
         "gemma2",
         "gemma3_text",
         "gpt2",
         "opt",
         "phi3",
     ),
-    "attention": ("cpu", "sdpa", "reference"),
+    "attention": ("fused", "cpu", "sdpa", "reference"),
     "block_size": (1, 3, 16, 64),
     "budget": (1, 2, 7, 33, 512),
     "pool": ("ample", "tight"),

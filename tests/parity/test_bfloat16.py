@@ -17,10 +17,10 @@ def in_bfloat16(family: str) -> Truth:
     return Truth(tiny(family).to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("attention", ["cpu", "sdpa", "reference"])
+@pytest.mark.parametrize("attention", [None, "cpu", "sdpa", "reference"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_logits_in_bfloat16_are_as_near_to_fp32_as_transformers_own(
-    family: str, attention: str
+    family: str, attention: str | None
 ) -> None:
     truth, exact = in_bfloat16(family), tiny_truth(family)
     config = EngineConfig(block_size=4, num_blocks=20, max_num_batched_tokens=11)

@@ -69,6 +69,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "all at once": {},
     "blocks of one token": {"block_size": 1, "num_blocks": 1000},
     "blocks of 64 tokens": {"block_size": 64, "num_blocks": 16},
+    "by transformers' modules": {"attention": "cpu"},
     "chunks of 11 tokens, by the reference": {
         "max_num_batched_tokens": 11,
         "attention": "reference",

@@ -14,7 +14,7 @@ from tests.helpers.parity import Observed, prompt_of, tiny_truth
 
 PARAMS = SamplingParams(max_tokens=8, ignore_eos=True)
 MINE = prompt_of(19, 1)
-BACKENDS = ("cpu", "sdpa", "reference")
+BACKENDS = (None, "cpu", "sdpa", "reference")  # None: fused where it can be
 
 
 def rows_of(observed: Observed, name: str) -> torch.Tensor:
@@ -24,7 +24,7 @@ def rows_of(observed: Observed, name: str) -> torch.Tensor:
 
 
 def served(
-    family: str, attention: str, neighbours: list[list[int]], pool: BlockPool | None = None
+    family: str, attention: str | None, neighbours: list[list[int]], pool: BlockPool | None = None
 ) -> Observed:
     config = EngineConfig(block_size=4, num_blocks=96)
     model = tiny_truth(family).model
@@ -40,7 +40,7 @@ def served(
 @pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_other_neighbours_of_the_same_lengths_leave_every_bit_as_it_was(
-    family: str, attention: str
+    family: str, attention: str | None
 ) -> None:
     lengths = (11, 19, 26)
     first = served(family, attention, [prompt_of(n, 2) for n in lengths])
@@ -60,7 +60,9 @@ def test_neighbours_of_other_lengths_change_no_more_than_rounding(family: str) -
 
 @pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_where_the_blocks_lie_makes_no_difference_to_any_bit(family: str, attention: str) -> None:
+def test_where_the_blocks_lie_makes_no_difference_to_any_bit(
+    family: str, attention: str | None
+) -> None:
     neighbours = [prompt_of(n, 5) for n in (9, 27)]
     in_order = served(family, attention, neighbours)
     pool = BlockPool(96, 4)
@@ -76,7 +78,7 @@ def test_where_the_blocks_lie_makes_no_difference_to_any_bit(family: str, attent
 @pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_what_others_left_in_recycled_blocks_makes_no_difference_to_any_bit(
-    family: str, attention: str
+    family: str, attention: str | None
 ) -> None:
     """Every slot that is not this request's own holds a large number."""
     clean = served(family, attention, [])

@@ -262,14 +262,18 @@ def test_what_depends_on_the_length_is_served_up_to_the_length_at_which_it_begin
     assert_parity(observed, Truth(model), asked, tally)
 
 
-def test_a_window_that_only_the_mask_knows_is_kept_however_wide(tally: Tally) -> None:
+@pytest.mark.parametrize("attention", [None, "cpu"])
+def test_a_window_that_only_the_mask_knows_is_kept_however_wide(
+    attention: str | None, tally: Tally
+) -> None:
     """The model forgets to tell attention; what transformers' own mask does counts."""
     model = tiny("mistral", sliding_window=40)
     for layer in model.model.layers:
         layer.self_attn.config = copy.copy(model.config)
         layer.self_attn.config.sliding_window = None
-    engine = ContinuousEngine(model, config=CONFIG)
-    assert engine.core.runner.windows == [40, 40]  # type: ignore[attr-defined]
+    engine = ContinuousEngine(model, config=CONFIG, attention=attention)
+    if attention is not None:
+        assert engine.core.runner.windows == [40, 40]  # type: ignore[attr-defined]
     observed = Observed(engine)
     params = SamplingParams(max_tokens=6)
     asked = {engine.add_request(prompt_of(n, 8), params): params for n in (70, 38)}

@@ -222,17 +222,25 @@ class Lanes {
     const w = this.size - gap;
     const first = firstAbove(steps, this.from, (s) => s.step);
     const seen = steps.slice(first, firstAbove(steps, this.to, (s) => s.step));
-    const draw = (s, alpha, colour, above, tall) => {
-      if (!tall) return;
-      c.globalAlpha = alpha * (s.step > this.step ? 0.18 : 1);
-      c.fillStyle = colour;
-      c.fillRect(x(s.step - 1) + gap / 2, bottom - above - tall, w, tall);
-    };
+    const now = firstAbove(seen, this.step, (s) => s.step);
     const tallOf = (count, s) => (count / s.budget) * BUDGET_HEIGHT;
     const decoded = (s) => (s.decode ? Math.max(1.5, tallOf(s.decode, s)) : 0);
-    for (const s of seen) draw(s, 1, theme.free, 0, BUDGET_HEIGHT);
-    for (const s of seen) draw(s, 1, theme.accent, 0, decoded(s));
-    for (const s of seen) draw(s, 0.5, theme.accent, decoded(s), tallOf(s.prefill, s));
+    // one shape for all steps: each fill has its price
+    const draw = (of, alpha, colour, above, tall) => {
+      if (!of.length) return;
+      c.globalAlpha = alpha;
+      c.fillStyle = colour;
+      c.beginPath();
+      for (const s of of) {
+        if (tall(s)) c.rect(x(s.step - 1) + gap / 2, bottom - above(s) - tall(s), w, tall(s));
+      }
+      c.fill();
+    };
+    for (const [of, alpha] of [[seen.slice(0, now), 1], [seen.slice(now), 0.18]]) {
+      draw(of, alpha, theme.free, () => 0, () => BUDGET_HEIGHT);
+      draw(of, alpha, theme.accent, () => 0, decoded);
+      draw(of, alpha / 2, theme.accent, decoded, (s) => tallOf(s.prefill, s));
+    }
     c.globalAlpha = 1;
   }
 

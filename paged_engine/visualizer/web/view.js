@@ -3,8 +3,10 @@
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
 const WORDS_PAUSE = 200; // milliseconds between two changes of all but the maps while it plays
 const PADDING = 26; // of a card, and its border
-const SHARE = 0.1; // of the time that pictures take while an engine computes, perhaps on this machine
-const LONGEST_REST = 200; // milliseconds between two of them
+const SHARE = 0.04; // of the time that pictures take while an engine computes, perhaps on this machine
+const SHORTEST_REST = 50; // milliseconds between two of them
+const LONGEST_REST = 200;
+const PLAYED_IN = 200; // milliseconds in which the frames of one message are played; see player.py
 const MOST_REQUESTS = 40; // that are listed
 const LARGEST_TEXT = 400; // characters of a text that a closed row shows
 
@@ -14,7 +16,8 @@ class View extends Hands {
     super();
     this.root = root;
     this.send = send;
-    this.cursor = null; // frames before the cursor; null: the newest
+    this.cursor = null; // frames before the cursor; null: it follows what comes
+    this.played = 0; // frames of those that came which are shown where it follows
     this.pick = { request: null, block: null, position: null };
     this.state = { playing: false, live: Boolean(send), error: "", breaks: [], speed: 0, about: "" };
     Object.assign(this, build(root, parts));
@@ -34,6 +37,8 @@ class View extends Hands {
     this.book.begin(this.history.key);
     this.addFrames(document.key.first, document.frames);
     this.cursor = null;
+    this.played = this.history.length;
+    this.restUntil = this.advanced = performance.now();
     this.wake();
   }
 
@@ -53,6 +58,17 @@ class View extends Hands {
     return true;
   }
 
+  // Messages cost more than pictures, so while an engine plays each brings the frames of several
+  // steps, and they are shown one after the other until the next comes.
+  advance() {
+    const now = performance.now();
+    const behind = this.history.length - this.played;
+    const { playing, live } = this.state;
+    if (!playing || !live || this.cursor !== null) this.played = this.history.length;
+    else this.played += Math.ceil(behind * Math.min(1, (now - this.advanced) / PLAYED_IN));
+    this.advanced = now;
+  }
+
   setStatus(status) {
     const same = Object.keys(status).every((key) => String(this.state[key]) === String(status[key]));
     Object.assign(this.state, status);
@@ -60,7 +76,7 @@ class View extends Hands {
   }
 
   get count() {
-    return this.cursor === null ? this.history.length : this.cursor;
+    return this.cursor ?? this.played;
   }
 
   // Draw soon, once, however often it is asked for.  Not `whole`: the words may come a little later.
@@ -80,6 +96,7 @@ class View extends Hands {
       this.asked = null;
       if (busy) this.weigh();
       this.draw();
+      if (this.played < this.history.length) this.wake(false);
     });
   }
 
@@ -87,10 +104,12 @@ class View extends Hands {
   // when the browser has laid it out and painted it too.
   weigh() {
     const began = performance.now();
+    this.restUntil = began + SHORTEST_REST;
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {
       const now = performance.now();
-      this.restUntil = now + Math.min(LONGEST_REST, (now - began) * (1 / SHARE - 1));
+      const rest = Math.min(LONGEST_REST, (now - began) * (1 / SHARE - 1));
+      this.restUntil = Math.max(this.restUntil, now + rest);
       port1.close();
     };
     port2.postMessage(null);
@@ -101,7 +120,11 @@ class View extends Hands {
   draw() {
     const theme = (this.theme ??= this.readTheme());
     const sizes = (this.sizes ??= this.readSizes());
-    if (!sizes.root) return; // not shown: drawn when it is, see the observer
+    if (!sizes.root) { // not shown: measured anew when it is, see the observer
+      this.sizes = null;
+      return;
+    }
+    this.advance();
     const state = (this.shown = this.history.at(this.count));
     if (this.blocks) this.blocks.draw(state, sizes.blocks, theme, this.pick);
     if (this.lanes) this.lanes.draw(this.book, state.step, sizes.lanes, theme, this.pick);
