@@ -113,7 +113,7 @@ def make_plan(options: argparse.Namespace, config: EngineConfig, model_len: int 
         )
     contexts = _doubling(SHORTEST, longest)
     line = WAITING[-1] if options.requests is None else options.requests
-    left_out = ()
+    left_out: tuple[str, ...] = ()
     if "context" in chosen and model_len is not None and contexts[-1] < LONGEST:
         left_out = (f"contexts above {contexts[-1]}: a request may have {min(limits)} positions",)
     return Plan(

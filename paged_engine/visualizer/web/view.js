@@ -1,7 +1,7 @@
 // The view: holds the history, draws where the cursor stands, and sends what the reader does.
 
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
-const WORDS_PAUSE = 200; // milliseconds between two changes of all but the maps while it plays
+const WORDS_PAUSE = 400; // milliseconds between two changes of all but the maps while it plays
 const PADDING = 26; // of a card, and its border
 const SHARE = 0.04; // of the time that pictures take while an engine computes, perhaps on this machine
 const SHORTEST_REST = 50; // milliseconds between two of them
@@ -38,7 +38,7 @@ class View extends Hands {
     this.addFrames(document.key.first, document.frames);
     this.cursor = null;
     this.played = this.history.length;
-    this.restUntil = this.advanced = performance.now();
+    this.restUntil = performance.now();
     this.wake();
   }
 
@@ -54,6 +54,8 @@ class View extends Hands {
         this.ticks.push(this.history.length);
       }
     }
+    this.playedThen = this.played;
+    this.came = performance.now();
     this.wake(false);
     return true;
   }
@@ -61,12 +63,10 @@ class View extends Hands {
   // Messages cost more than pictures, so while an engine plays each brings the frames of several
   // steps, and they are shown one after the other until the next comes.
   advance() {
-    const now = performance.now();
-    const behind = this.history.length - this.played;
     const { playing, live } = this.state;
-    if (!playing || !live || this.cursor !== null) this.played = this.history.length;
-    else this.played += Math.ceil(behind * Math.min(1, (now - this.advanced) / PLAYED_IN));
-    this.advanced = now;
+    const share = (performance.now() - this.came) / PLAYED_IN;
+    if (!playing || !live || this.cursor !== null || share >= 1) this.played = this.history.length;
+    else this.played = Math.ceil(this.playedThen + (this.history.length - this.playedThen) * share);
   }
 
   setStatus(status) {
