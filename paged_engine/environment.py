@@ -36,6 +36,7 @@ NOTEBOOKS = {
     "ipywidgets": "8.1",
     "anywidget": "0.9.13",
     "matplotlib": "3.9",
+    "nbconvert": "7.16",
 }
 SET_UP = "in a terminal, in the repository: python run.py setup; then restart this kernel"
 FETCH = "in a terminal: python -m paged_engine.models.default_model"

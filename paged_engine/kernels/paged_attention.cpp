@@ -19,6 +19,8 @@
 #include <limits>
 
 constexpr int64_t AHEAD = 3 * LANES;  // memory is asked for so many tokens before its use
+// Loops over few sums, which then stay in registers; GCC does not see by itself that it pays.
+#define UNROLLED _Pragma("GCC unroll 4")
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 // Kept in step with library.py, field by field.
@@ -54,7 +56,7 @@ struct Scratch {
     Scratch(float* memory, const Attention& a) {
         int64_t rows = padded_rows(a.most_rows);
         auto take = [&](int64_t n) { float* here = memory; memory += padded(n); return here; };
-        queries = take(rows * a.head_dim);           // [rows, head_dim], scaled
+        queries = take(rows * padded(a.head_dim));   // [rows, head_dim], scaled, then zeros
         keys = take(padded(a.head_dim) * LANES);     // [head_dim, 16]: transposed
         gathered = take(rows * padded(a.value_dim)); // [rows, value_dim]
         weights = take(rows * LANES);                // [rows, 16]
@@ -66,7 +68,7 @@ struct Scratch {
 // Floats that one thread needs.
 extern "C" int64_t paged_attention_scratch_size(int64_t rows, int64_t head_dim, int64_t value_dim) {
     rows = padded_rows(rows);
-    return padded(rows * head_dim) + padded(head_dim) * LANES + rows * padded(value_dim) +
+    return rows * padded(head_dim) + padded(head_dim) * LANES + rows * padded(value_dim) +
            rows * LANES + 2 * padded(rows);
 }
 
@@ -106,32 +108,76 @@ static void load_keys(const T* cache, const Chunk& chunk, int64_t d, float* keys
     }
 }
 
-// Scores of four rows against sixteen keys at once.
+// Scores of four rows against sixteen keys at once.  Two sums a row, so that none waits for itself.
 static void score(const float* queries, const float* keys, int64_t d, float* out) {
-    Vec sums[ROWS] = {};
-    for (int64_t i = 0; i < d; i++) {
-        Vec key = load(keys + i * LANES);
-        for (int row = 0; row < ROWS; row++) sums[row] += key * queries[row * d + i];
+    Vec even[ROWS] = {}, odd[ROWS] = {};
+    for (int64_t i = 0; i < d; i += 2) {
+        Vec key = load(keys + i * LANES), next = load(keys + (i + 1) * LANES);
+        UNROLLED for (int row = 0; row < ROWS; row++) {
+            even[row] += key * queries[row * padded(d) + i];
+            odd[row] += next * queries[row * padded(d) + i + 1];
+        }
     }
-    for (int row = 0; row < ROWS; row++) put(sums[row], out + row * LANES);
+    for (int row = 0; row < ROWS; row++) put(even[row] + odd[row], out + row * LANES);
 }
 
-// Adds to four rows the values of sixteen keys, weighted.
+// The same for the few rows of a decoded token, for which turning keys into columns would take
+// longer than multiplying: key by key, lane by lane, and the lanes are added up at the end.
+template <typename T>
+static void score_few(const float* queries, const T* cache, const Chunk& chunk, int64_t d,
+                      float* out) {
+    Vec products[ROWS][LANES] = {};
+    for (int64_t key = 0; key < chunk.count; key++) {
+        const T* from = cache + chunk.slot[key] * d;
+        Vec dots[ROWS] = {};
+        for (int64_t i = 0; i < d; i += LANES) {
+            Vec part = load(from + i, d - i);
+            UNROLLED for (int row = 0; row < ROWS; row++) {
+                dots[row] += part * load(queries + row * padded(d) + i);
+            }
+        }
+        UNROLLED for (int row = 0; row < ROWS; row++) products[row][key] = dots[row];
+    }
+    for (int row = 0; row < ROWS; row++) put(sums(products[row]), out + row * LANES);
+}
+
+// Adds to four rows the values of sixteen keys, weighted; `COLUMNS` times sixteen numbers of each.
 //
 // What lies behind the last key is not read: it may be NaN, and zero times NaN is NaN.
+template <int COLUMNS, typename T>
+static void add_columns(const float* weights, const T* cache, const Chunk& chunk, int64_t e,
+                        int64_t begin, float* gathered) {
+    Vec sums[ROWS][COLUMNS];
+    for (int row = 0; row < ROWS; row++) {
+        UNROLLED for (int c = 0; c < COLUMNS; c++) {
+            sums[row][c] = load(gathered + row * padded(e) + begin + c * LANES);
+        }
+    }
+    for (int64_t key = 0; key < chunk.count; key++) {
+        const T* from = cache + chunk.slot[key] * e + begin;
+        UNROLLED for (int c = 0; c < COLUMNS; c++) {
+            Vec value = COLUMNS > 1 ? load(from + c * LANES) : load(from, e - begin);
+            UNROLLED for (int row = 0; row < ROWS; row++) {
+                sums[row][c] += value * weights[row * LANES + key];
+            }
+        }
+    }
+    for (int row = 0; row < ROWS; row++) {
+        UNROLLED for (int c = 0; c < COLUMNS; c++) {
+            put(sums[row][c], gathered + row * padded(e) + begin + c * LANES);
+        }
+    }
+}
+
+// As many columns at once as there are registers for.
 template <typename T>
 static void add_values(const float* weights, const T* cache, const Chunk& chunk, int64_t e,
                        float* gathered) {
-    for (int64_t column = 0; column < e; column += LANES) {
-        float* to = gathered + column;
-        Vec sums[ROWS];
-        for (int row = 0; row < ROWS; row++) sums[row] = load(to + row * padded(e));
-        for (int64_t key = 0; key < chunk.count; key++) {
-            Vec value = load(cache + chunk.slot[key] * e + column, e - column);
-            for (int row = 0; row < ROWS; row++) sums[row] += value * weights[row * LANES + key];
-        }
-        for (int row = 0; row < ROWS; row++) put(sums[row], to + row * padded(e));
+    int64_t begin = 0;
+    for (; begin + 4 * LANES <= e; begin += 4 * LANES) {
+        add_columns<4>(weights, cache, chunk, e, begin, gathered);
     }
+    for (; begin < e; begin += LANES) add_columns<1>(weights, cache, chunk, e, begin, gathered);
 }
 
 // Turns scores into weights, and rescales what was gathered where the maximum grew.
@@ -169,8 +215,9 @@ static void begin_rows(const Attention& a, Scratch& s, const T* q, int64_t rows,
     const int64_t d = a.head_dim;
     for (int64_t row = 0; row < padded_rows(rows); row++) {
         const T* from = q + row / group * a.q_token_stride + row % group * a.q_head_stride;
-        for (int64_t i = 0; i < d; i++) {
-            s.queries[row * d + i] = row < rows ? to_float(from[i]) * a.scale : 0;
+        for (int64_t i = 0; i < padded(d); i++) {
+            const bool is_there = row < rows && i < d;
+            s.queries[row * padded(d) + i] = is_there ? to_float(from[i]) * a.scale : 0;
         }
         s.maximum[row] = NEVER;
         s.total[row] = 0;
@@ -197,9 +244,13 @@ static void attend(const Attention& a, Scratch& s, const int64_t* work, int64_t 
         const Chunk chunk(a, table, key, end), later(a, table, key + AHEAD, end);
         later.prefetch(k_cache, d * sizeof(T));
         later.prefetch(v_cache, e * sizeof(T));
-        load_keys(k_cache, chunk, d, s.keys);
-        for (int64_t row = 0; row < rows; row += ROWS) {
-            score(s.queries + row * d, s.keys, d, s.weights + row * LANES);
+        if (rows <= ROWS) {
+            score_few(s.queries, k_cache, chunk, d, s.weights);
+        } else {
+            load_keys(k_cache, chunk, d, s.keys);
+            for (int64_t row = 0; row < rows; row += ROWS) {
+                score(s.queries + row * padded(d), s.keys, padded(d), s.weights + row * LANES);
+            }
         }
         for (int64_t row = 0; row < rows; row++) {
             const int64_t at = position + row / group;
