@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from paged_engine.attention import CpuAttention, reference_attention
 from paged_engine.batch import Batch
 from paged_engine.errors import InvalidConfigError, InvariantError
-from paged_engine.kernels import build
 from paged_engine.kernels.build import INSTRUCTIONS, library
 from paged_engine.kernels.library import Kernels
 from paged_engine.kv_cache import KVCacheShape, PagedKVCache
+from tests.helpers.faulty_kernels import faulty_kernels
 
 # Of fp32 by the order of sums; of bf16 one unit in the last place of numbers up to about 8.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04}
@@ -195,18 +195,8 @@ FAULTS = {
 def test_each_fault_in_the_source_is_seen(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    right, wrong = FAULTS[name]
-    copy = tmp_path / "kernels"
-    copy.mkdir()
-    for path in build.SOURCES.glob("*.[ch]*"):
-        text = path.read_text()
-        if path.name == "paged_attention.cpp":
-            assert right in text, f"the source has no {right!r} any more"
-            text = text.replace(right, wrong)
-        (copy / path.name).write_text(text)
-    monkeypatch.setattr(build, "SOURCES", copy)
-    monkeypatch.setenv("PAGED_ENGINE_CACHE", str(tmp_path / "cache"))
-    backend = CpuAttention(Kernels(library("DEFAULT")))
+    kernels = faulty_kernels("paged_attention.cpp", *FAULTS[name], monkeypatch, tmp_path)
+    backend = CpuAttention(kernels)
     made = make([(1, 50), (33, 40), (7, 7), (1, 1)], block_size=20, heads=(6, 2), dims=(16, 16))
     sinks = torch.linspace(-1, 2, 6)
     differences = [

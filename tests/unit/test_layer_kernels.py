@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paged_engine.errors import InvariantError
-from paged_engine.kernels import build
 from paged_engine.kernels.build import INSTRUCTIONS, library
 from paged_engine.kernels.library import Kernels, RopeCall, load_kernels
+from tests.helpers.faulty_kernels import faulty_kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Of fp32 by the order of sums; of bf16 one unit in the last place of numbers up to about 8.
@@ -236,18 +236,7 @@ FAULTS = {
 def test_each_fault_in_the_source_is_seen(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    right, wrong = FAULTS[name]
-    copy = tmp_path / "kernels"
-    copy.mkdir()
-    for path in build.SOURCES.glob("*.[ch]*"):
-        text = path.read_text()
-        if path.name == "layers.cpp":
-            assert right in text, f"the source has no {right!r} any more"
-            text = text.replace(right, wrong)
-        (copy / path.name).write_text(text)
-    monkeypatch.setattr(build, "SOURCES", copy)
-    monkeypatch.setenv("PAGED_ENGINE_CACHE", str(tmp_path / "cache"))
-    kernels = Kernels(library("DEFAULT"))
+    kernels = faulty_kernels("layers.cpp", *FAULTS[name], monkeypatch, tmp_path)
     small = torch.full((2, 20), 1e-3)
     out = torch.empty_like(small)
     kernels.add_and_norm(small.clone(), None, torch.ones(20), EPSILON, out)

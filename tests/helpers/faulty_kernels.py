@@ -1,0 +1,27 @@
+"""The C++ kernels compiled from a copy of their source with one fault in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paged_engine.kernels import build
+from paged_engine.kernels.library import Kernels
+
+
+def faulty_kernels(
+    file: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> Kernels:
+    """Compile in `folder`, for any processor, with `right` replaced by `wrong` in that file."""
+    copy = folder / "kernels"
+    copy.mkdir()
+    for path in build.SOURCES.glob("*.[ch]*"):
+        text = path.read_text()
+        if path.name == file:
+            assert right in text, f"the source has no {right!r} any more"
+            text = text.replace(right, wrong)
+        (copy / path.name).write_text(text)
+    monkeypatch.setattr(build, "SOURCES", copy)
+    monkeypatch.setenv("PAGED_ENGINE_CACHE", str(folder / "cache"))
+    return Kernels(build.library("DEFAULT"))
