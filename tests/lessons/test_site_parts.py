@@ -15,7 +15,7 @@ from paged_engine.lessons.site.links import Links, anchor_of, place_of, with_anc
 from paged_engine.lessons.site.replays import STATE, WIDGET, with_replays
 
 
-def make_repo(root: Path, code: str = "6 * 7") -> Path:
+def make_repo(root: Path, code: str = "print('the answer is', 6 * 7)") -> Path:
     """A map, a glossary, a notebook that was not run, a picture and a folder of pages."""
     (root / "notebooks").mkdir(parents=True)
     (root / "assets/traces").mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_an_export_says_what_it_made_and_what_is_broken(
     said = capsys.readouterr().out
     assert "links to 09_gone.ipynb, which is not there" in said
     assert "1 notebooks with 0 replays, 3 other pages, 2 files" in said
-    assert "42" not in (to / "notebooks/00_first.html").read_text()
+    assert "the answer is 42" not in (to / "notebooks/00_first.html").read_text()
     listing = (to / "assets/traces/index.html").read_text()
     assert '<a href="a.html">a run</a>' in listing
     assert 'href="../../static/site.css"' in listing
@@ -182,7 +182,7 @@ def test_a_folder_with_other_things_is_refused_in_a_line(
 
 
 def test_notebooks_can_be_run_anew(tmp_path: Path) -> None:
-    root = make_repo(tmp_path / "repo", "print('the answer is', 6 * 7)")
+    root = make_repo(tmp_path / "repo")
     assert main(["--root", str(root), "--to", str(tmp_path / "site"), "--execute"]) == 0
     assert "the answer is 42" in (tmp_path / "site/notebooks/00_first.html").read_text()
     assert "finish_all" not in (tmp_path / "site/notebooks/00_first.html").read_text()
