@@ -15,7 +15,7 @@ from paged_engine.lessons.site.links import Links, anchor_of, place_of, with_anc
 from paged_engine.lessons.site.replays import STATE, WIDGET, with_replays
 
 
-def make_repo(root: Path, code: str = "print('the answer is', 6 * 7)") -> Path:
+def make_repo(root: Path) -> Path:
     """A map, a glossary, a notebook that was not run, a picture and a folder of pages."""
     (root / "notebooks").mkdir(parents=True)
     (root / "assets/traces").mkdir(parents=True)
@@ -28,7 +28,7 @@ def make_repo(root: Path, code: str = "print('the answer is', 6 * 7)") -> Path:
     (root / "assets/traces/a.html").write_text("<title>a run</title>")
     cells = [
         nbformat.v4.new_markdown_cell("# Why?\n\n[map](README.md) [vLLM](https://vllm.ai)"),
-        nbformat.v4.new_code_cell(code),
+        nbformat.v4.new_code_cell("print('the answer is', 6 * 7)"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks/00_first.ipynb")
     return root
