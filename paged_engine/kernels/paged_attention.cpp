@@ -1,8 +1,8 @@
 // Attention over the blocks of a paged cache, without gathering them first.
 //
 // One piece of work is a few query tokens of one sequence with one KV head: `rows` = tokens times
-// the query heads that share it (GQA).  It goes over the keys sixteen at a time, in the order of
-// the block table, and keeps for each row the running maximum, the running sum and the weighted
+// the query heads that share it (GQA).  It goes over the keys a register of lanes at a time, in the
+// order of the block table, and keeps for each row the running maximum, the running sum and the weighted
 // values so far; a new maximum rescales what was gathered before.  That is the online softmax
 // (Milakov and Gimelshein 2018, arXiv 1805.02867) as FlashAttention uses it (Dao et al. 2022,
 // arXiv 2205.14135); reading through a block table is PagedAttention (Kwon et al. 2023,
@@ -18,7 +18,9 @@
 #endif
 #include <limits>
 
-constexpr int64_t AHEAD = 3 * LANES;  // memory is asked for so many tokens before its use
+constexpr int64_t AHEAD = 48;  // memory is asked for so many tokens before its use
+// Columns of values that are added to at once: their sums for all rows stay in registers.
+constexpr int COLUMNS_AT_ONCE = LANES == 16 ? 4 : 2;
 // Loops over few sums, which then stay in registers; GCC does not see by itself that it pays.
 #define UNROLLED _Pragma("GCC unroll 4")
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
@@ -57,9 +59,9 @@ struct Scratch {
         int64_t rows = padded_rows(a.most_rows);
         auto take = [&](int64_t n) { float* here = memory; memory += padded(n); return here; };
         queries = take(rows * padded(a.head_dim));   // [rows, head_dim], scaled, then zeros
-        keys = take(padded(a.head_dim) * LANES);     // [head_dim, 16]: transposed
+        keys = take(padded(a.head_dim) * LANES);     // [head_dim, LANES]: transposed
         gathered = take(rows * padded(a.value_dim)); // [rows, value_dim]
-        weights = take(rows * LANES);                // [rows, 16]
+        weights = take(rows * LANES);                // [rows, LANES]
         maximum = take(rows);
         total = take(rows);
     }
@@ -72,7 +74,7 @@ extern "C" int64_t paged_attention_scratch_size(int64_t rows, int64_t head_dim, 
            rows * LANES + 2 * padded(rows);
 }
 
-// Where sixteen tokens in a row lie, which may be in several blocks; `count` of them are there.
+// Where LANES tokens in a row lie, which may be in several blocks; `count` of them are there.
 struct Chunk {
     int64_t slot[LANES];
     int64_t count;
@@ -95,7 +97,7 @@ struct Chunk {
     }
 };
 
-// Sixteen keys as columns: [head_dim, 16].
+// LANES keys as columns: [head_dim, LANES].
 template <typename T>
 static void load_keys(const T* cache, const Chunk& chunk, int64_t d, float* keys) {
     for (int64_t i = 0; i < d; i += LANES) {
@@ -108,7 +110,7 @@ static void load_keys(const T* cache, const Chunk& chunk, int64_t d, float* keys
     }
 }
 
-// Scores of four rows against sixteen keys at once.  Two sums a row, so that none waits for itself.
+// Scores of four rows against a chunk of keys at once.  Two sums a row, so that none waits for itself.
 static void score(const float* queries, const float* keys, int64_t d, float* out) {
     Vec even[ROWS] = {}, odd[ROWS] = {};
     for (int64_t i = 0; i < d; i += 2) {
@@ -141,7 +143,7 @@ static void score_few(const float* queries, const T* cache, const Chunk& chunk, 
     for (int row = 0; row < ROWS; row++) put(sums(products[row]), out + row * LANES);
 }
 
-// Adds to four rows the values of sixteen keys, weighted; `COLUMNS` times sixteen numbers of each.
+// Adds to four rows the values of a chunk of keys, weighted; `COLUMNS` times LANES numbers of each.
 //
 // What lies behind the last key is not read: it may be NaN, and zero times NaN is NaN.
 template <int COLUMNS, typename T>
@@ -169,21 +171,21 @@ static void add_columns(const float* weights, const T* cache, const Chunk& chunk
     }
 }
 
-// As many columns at once as there are registers for.
 template <typename T>
 static void add_values(const float* weights, const T* cache, const Chunk& chunk, int64_t e,
                        float* gathered) {
     int64_t begin = 0;
-    for (; begin + 4 * LANES <= e; begin += 4 * LANES) {
-        add_columns<4>(weights, cache, chunk, e, begin, gathered);
+    constexpr int AT_ONCE = COLUMNS_AT_ONCE;
+    for (; begin + AT_ONCE * LANES <= e; begin += AT_ONCE * LANES) {
+        add_columns<AT_ONCE>(weights, cache, chunk, e, begin, gathered);
     }
     for (; begin < e; begin += LANES) add_columns<1>(weights, cache, chunk, e, begin, gathered);
 }
 
 // Turns scores into weights, and rescales what was gathered where the maximum grew.
-// `sees` is how many of the sixteen keys the row sees at most, `from` which is the first.
+// `sees` is how many keys of the chunk the row sees at most, `from` which is the first.
 static void weigh(const Attention& a, Scratch& s, int64_t row, int64_t from, int64_t sees) {
-    static const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    constexpr Ints lane = lanes_of([](int i) { return i; });
     float* place = s.weights + row * LANES;
     Vec scores = load(place);
     if (a.soft_cap > 0) {

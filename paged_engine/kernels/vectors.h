@@ -1,17 +1,25 @@
-// Sixteen floats that are computed with at once, on any processor.
+// As many floats as one register of the processor holds, which it computes with at once.
 //
-// The compiler turns a `Vec` into one AVX-512 register, two of AVX2 or four of SSE and NEON; so one
-// source serves them all, and reads like the formula it computes.
+// The compiler turns a `Vec` into a register of AVX-512, AVX2, or SSE and NEON; so one source serves
+// them all, and reads like the formula it computes.  Wider ones would work too, but GCC moves the
+// lanes of what is wider than a register one by one.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#include <utility>
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
@@ -50,10 +58,13 @@ inline Vec load(const float* from) {
 }
 
 inline Vec load(const BFloat16* from) {
-#ifdef __AVX512F__
-    // one instruction, which GCC 12 does not find for the lines below
+    // one instruction, which GCC 12 does not find for the last lines
+#if defined(__AVX512F__)
     Ints wide = Ints(_mm512_cvtepu16_epi32(
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX2__)
+    Ints wide = Ints(_mm256_cvtepu16_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
     Halves halves;
     std::memcpy(&halves, from, sizeof halves);
@@ -67,7 +78,7 @@ inline Vec load(const BFloat16* from) {
 
 inline void put(Vec value, float* to) { std::memcpy(to, &value, sizeof value); }
 
-// As `store` does, sixteen at once.
+// As `store` does, all at once.
 inline void put(Vec value, BFloat16* to) {
     Ints bits;
     std::memcpy(&bits, &value, sizeof bits);
@@ -77,7 +88,7 @@ inline void put(Vec value, BFloat16* to) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
-// The first `count` of sixteen; the rest are zero, and are not read.
+// The first `count` lanes; the rest are zero, and are not read.
 template <typename T>
 inline Vec load(const T* from, int64_t count) {
     if (count >= LANES) return load(from);
@@ -94,10 +105,18 @@ inline void put(Vec value, T* to, int64_t count) {
 
 inline Vec all(float value) { return Vec{} + value; }
 
-// Lane i is a's or b's, as `Pick` says: 0 to 15 are a's lanes, 16 to 31 are b's.
-typedef Ints Pick;
+// In lane i what `of(i)` says.
+template <typename Of, int... LANE>
+constexpr Ints lanes_of(Of of, std::integer_sequence<int, LANE...>) {
+    return Ints{of(LANE)...};
+}
+template <typename Of>
+constexpr Ints lanes_of(Of of) {
+    return lanes_of(of, std::make_integer_sequence<int, LANES>{});
+}
 
-inline Vec shuffled(Vec a, Vec b, Pick pick) {
+// Lane i is a's or b's, as `pick` says: below LANES they are a's, from there on b's.
+inline Vec shuffled(Vec a, Vec b, Ints pick) {
 #ifdef __clang__
     Vec result;
     for (int i = 0; i < LANES; i++) result[i] = pick[i] < LANES ? a[pick[i]] : b[pick[i] - LANES];
@@ -107,57 +126,51 @@ inline Vec shuffled(Vec a, Vec b, Pick pick) {
 #endif
 }
 
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-
-// Folds sixteen lanes into one: eight onto eight, four onto four, and so on.
-#define FOLD(v, combine)                                                                   \
-    {                                                                                      \
-        v = combine(v, shuffled(v, v, Pick{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})); \
-        v = combine(v, shuffled(v, v, Pick{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})); \
-        v = combine(v, shuffled(v, v, Pick{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13})); \
-        v = combine(v, shuffled(v, v, Pick{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14})); \
-    }
-
-inline Vec added(Vec a, Vec b) { return a + b; }
+// Folds all lanes into each: one half onto the other, then quarters, and so on.
+template <int STEP = LANES / 2, typename Combine>
+inline Vec folded(Vec v, Combine combine) {
+    constexpr Ints other = lanes_of([](int i) { return i ^ STEP; });
+    v = combine(v, shuffled(v, v, other));
+    if constexpr (STEP > 1) v = folded<STEP / 2>(v, combine);
+    return v;
+}
 
 inline float largest(Vec v) {
-    FOLD(v, larger)
-    return v[0];
+    return folded(v, [](Vec a, Vec b) { return a > b ? a : b; })[0];
 }
 
 inline float sum(Vec v) {
-    FOLD(v, added)
-    return v[0];
+    return folded(v, [](Vec a, Vec b) { return a + b; })[0];
 }
 
-// Turns sixteen rows of sixteen into columns.
+// Two rows dealt into one another like the halves of a pack of cards, and what they make: two rows.
+constexpr Ints LOW = lanes_of([](int i) { return i / 2 + i % 2 * LANES; });
+constexpr Ints HIGH = lanes_of([](int i) { return i / 2 + i % 2 * LANES + LANES / 2; });
+
+// Turns as many rows as there are lanes into columns.
 //
-// Four times the upper eight rows are dealt between the lower eight like two halves of a pack of
-// cards: each time one bit of a number's row becomes a bit of its column.
+// Again and again the upper half of the rows is dealt between the lower half: each time one bit of a
+// number's row becomes a bit of its column.
 inline void transpose(Vec rows[LANES]) {
-    const Pick low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const Pick high = low + 8;
-    for (int round = 0; round < 4; round++) {
+    for (int round = 1; round < LANES; round *= 2) {
         Vec dealt[LANES];
         for (int i = 0; i < LANES / 2; i++) {
-            dealt[2 * i] = shuffled(rows[i], rows[i + LANES / 2], low);
-            dealt[2 * i + 1] = shuffled(rows[i], rows[i + LANES / 2], high);
+            dealt[2 * i] = shuffled(rows[i], rows[i + LANES / 2], LOW);
+            dealt[2 * i + 1] = shuffled(rows[i], rows[i + LANES / 2], HIGH);
         }
         std::memcpy(rows, dealt, sizeof dealt);
     }
 }
 
-// The sums of sixteen rows, one in each lane.
+// The sums of as many rows as there are lanes, one in each lane.
 //
 // Dealt as in `transpose`; but what lies side by side afterwards belongs to two rows and is added up
 // at once, so that each round leaves half as many.
 inline Vec sums(Vec rows[LANES]) {
-    const Pick low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const Pick high = low + 8;
     for (int half = LANES / 2; half > 0; half /= 2) {
         for (int i = 0; i < half; i++) {
             Vec a = rows[i], b = rows[i + half];
-            rows[i] = shuffled(a, b, low) + shuffled(a, b, high);
+            rows[i] = shuffled(a, b, LOW) + shuffled(a, b, HIGH);
         }
     }
     return rows[0];
