@@ -8,8 +8,9 @@ from typing import Any
 from paged_engine.attention import Attend, CpuAttention, get_backend
 from paged_engine.kernels.library import load_kernels
 from paged_engine.kv_cache import free_memory
-from paged_engine.models.llama_family import is_llama_like, num_weight_bytes
+from paged_engine.models.llama_family import is_llama_like, num_weights
 from paged_engine.models.llama_runner import LlamaRunner
+from paged_engine.models.packed_linear import packed_dtype
 from paged_engine.models.probe import Probe
 from paged_engine.models.runner import ModelRunner
 from paged_engine.models.transformers_runner import TransformersRunner
@@ -54,11 +55,14 @@ def choose_runner(
 def _can_be_fused(runner: TransformersRunner, owns_model: bool) -> bool:
     if not isinstance(runner.attend, CpuAttention) or not is_llama_like(runner.model):
         return False
-    copy, free = num_weight_bytes(runner.model), free_memory(runner.device)
-    if not owns_model and copy > free:
+    kept = packed_dtype(runner.dtype) or runner.dtype
+    freed = runner.dtype.itemsize if owns_model else 0
+    more = num_weights(runner.model) * (kept.itemsize - freed)
+    free = free_memory(runner.device)
+    if more > free:
         print(
             f"paged_engine: the model is run by transformers' modules, which is slower: its packed "
-            f"weights would take {copy / 1e9:.1f} GB more, of {free / 1e9:.1f} that may be used",
+            f"weights would take {more / 1e9:.1f} GB more, of {free / 1e9:.1f} that may be used",
             file=sys.stderr,
         )
         return False

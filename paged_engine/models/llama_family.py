@@ -77,10 +77,10 @@ def layers_of(model: PreTrainedModel) -> Iterator[LlamaLayer]:
         )
 
 
-def num_weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all that a runner would pack."""
+def num_weights(model: PreTrainedModel) -> int:
+    """How many numbers a runner would pack."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return sum(module.weight.nbytes for module in linears)
+    return sum(module.weight.numel() for module in linears)
 
 
 def release_weights(layer: LlamaLayer) -> None:

@@ -3,6 +3,9 @@
 A weight of a checkpoint lies row after row.  oneDNN, which torch brings, can lay it out in the
 blocks that its inner loops read, and then spends nothing on that at each call: at batch 32 the
 products of a step take half as long.
+
+Where it packs fp32 but not the type of the weights, as bf16 on a processor without AVX-512, they
+are kept in fp32: the same products, each result rounded once, in less time and twice the memory.
 """
 
 from __future__ import annotations
@@ -28,15 +31,25 @@ class PackedLinear:
         self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None
     ) -> None:
         weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0]
-        self._bias = None if biases is None else torch.cat([b.detach() for b in biases])
-        self._is_packed = can_pack(weight.dtype)
-        self._weight = _packed(weight.detach().contiguous()) if self._is_packed else weight.detach()
+        bias = None if biases is None else torch.cat([b.detach() for b in biases])
+        kept = packed_dtype(weight.dtype)
+        self._is_packed = kept is not None
+        dtype = kept or weight.dtype
+        self._bias = None if bias is None else bias.to(dtype)
+        weight = weight.detach().to(dtype)
+        self._weight = _packed(weight.contiguous()) if self._is_packed else weight
+        self._dtype = dtype
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[T, in]`, dense, to `[T, out]`."""
+        """`[T, in]`, dense, to `[T, out]`, of the type of `x`."""
         if self._is_packed:
-            return _multiply(x, self._weight, self._bias)
+            return _multiply(x.to(self._dtype), self._weight, self._bias).to(x.dtype)
         return torch.nn.functional.linear(x, self._weight, self._bias)
+
+
+def packed_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    """The type in which weights of that type are packed here; None: they are not."""
+    return next((kept for kept in (dtype, torch.float32) if can_pack(kept)), None)
 
 
 @cache

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from paged_engine import ContinuousEngine, EngineConfig, SamplingParams
 from paged_engine.errors import UnsupportedModelError
 from paged_engine.models import LlamaRunner, ModelRunner, TransformersRunner, choice, tiny
-from paged_engine.models.llama_family import FAMILIES, num_weight_bytes
+from paged_engine.models.llama_family import FAMILIES, num_weights
 from paged_engine.models.packed_linear import PackedLinear, can_pack
 from tests.helpers.parity import Observed, Truth, assert_parity, prompt_of
 
@@ -187,23 +187,49 @@ def test_without_memory_for_a_copy_the_modules_run_and_it_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny("llama")
-    need = num_weight_bytes(model)
+    need = 4 * num_weights(model)
     monkeypatch.setattr(choice, "free_memory", lambda device: need - 1)
     assert isinstance(runner_of(model), TransformersRunner)
     assert "which is slower: its packed weights would take" in capsys.readouterr().err
     assert isinstance(runner_of(model, owns_model=True), LlamaRunner)
 
 
-@pytest.mark.parametrize("is_packed", [True, False])
+def test_weights_kept_in_a_wider_type_count_as_such(
+    monkeypatch: pytest.MonkeyPatch, only_packed: Callable[..., None]
+) -> None:
+    only_packed(torch.float32)
+    model = tiny("llama").to(torch.bfloat16)
+    more = 2 * num_weights(model)  # those in bf16 are freed
+    monkeypatch.setattr(choice, "free_memory", lambda device: more - 1)
+    assert isinstance(runner_of(model, owns_model=True), TransformersRunner)
+    monkeypatch.setattr(choice, "free_memory", lambda device: more)
+    assert isinstance(runner_of(model, owns_model=True), LlamaRunner)
+
+
+@pytest.fixture
+def only_packed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """As if this processor packed these types and no others."""
+
+    def only(*dtypes: torch.dtype) -> None:
+        if not all(map(can_pack, dtypes)):
+            pytest.skip(f"this torch does not pack {dtypes} on this processor")
+        monkeypatch.setattr(
+            "paged_engine.models.packed_linear.can_pack", lambda dtype: dtype in dtypes
+        )
+
+    return only
+
+
+@pytest.mark.parametrize("packed_types", [(), (torch.float32,), (torch.float32, torch.bfloat16)])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_product_is_the_product(
-    dtype: torch.dtype, has_bias: bool, is_packed: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    has_bias: bool,
+    packed_types: tuple[torch.dtype, ...],
+    only_packed: Callable[..., None],
 ) -> None:
-    if is_packed and not can_pack(dtype):
-        pytest.skip(f"this torch does not pack {dtype} on this processor")
-    if not is_packed:
-        monkeypatch.setattr("paged_engine.models.packed_linear.can_pack", lambda dtype: False)
+    only_packed(*packed_types)
     parts = [nn.Linear(40, out, bias=has_bias).to(dtype) for out in (7, 24, 33)]
     packed = PackedLinear([p.weight for p in parts], [p.bias for p in parts] if has_bias else None)
     for count in (1, 5, 32, 70):
