@@ -1,11 +1,12 @@
 // The view: holds the history, draws where the cursor stands, and sends what the reader does.
 
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
-const WORDS_PAUSE = 400; // milliseconds between two changes of all but the maps while it plays
+const WORDS_PAUSE = 400; // milliseconds, or more, between two changes of all but the maps
+const LONGEST_WORDS_PAUSE = 1200;
 const PADDING = 26; // of a card, and its border
-const SHARE = 0.04; // of the time that pictures take while an engine computes, perhaps on this machine
+const SHARE = 0.01; // of all cores' time that pictures take while an engine computes, maybe with them
 const SHORTEST_REST = 50; // milliseconds between two of them
-const LONGEST_REST = 200;
+const LONGEST_REST = 300;
 const PLAYED_IN = 200; // milliseconds in which the frames of one message are played; see player.py
 const MOST_REQUESTS = 40; // that are listed
 const LARGEST_TEXT = 400; // characters of a text that a closed row shows
@@ -24,6 +25,7 @@ class View extends Hands {
     this.blocks = this.find("blocks") && new BlockMap(this.find("blocks"));
     this.lanes = this.find("lanes") && new Lanes(this.find("lanes"));
     this.drawn = 0; // times, for tests
+    this.wordsPause = WORDS_PAUSE;
     this.closed = false;
     this.load({ key: emptyKey(), frames: [] });
     this.listen();
@@ -104,12 +106,17 @@ class View extends Hands {
   // when the browser has laid it out and painted it too.
   weigh() {
     const began = performance.now();
+    const hadWords = this.wordsDrawn;
     this.restUntil = began + SHORTEST_REST;
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {
       const now = performance.now();
-      const rest = Math.min(LONGEST_REST, (now - began) * (1 / SHARE - 1));
-      this.restUntil = Math.max(this.restUntil, now + rest);
+      const share = SHARE * (navigator.hardwareConcurrency || 2);
+      const rest = (now - began) * (1 / share - 1);
+      this.restUntil = Math.max(this.restUntil, now + Math.min(LONGEST_REST, rest));
+      if (this.wordsDrawn !== hadWords) {
+        this.wordsPause = Math.max(WORDS_PAUSE, Math.min(LONGEST_WORDS_PAUSE, rest));
+      }
       port1.close();
     };
     port2.postMessage(null);
@@ -129,10 +136,10 @@ class View extends Hands {
     if (this.blocks) this.blocks.draw(state, sizes.blocks, theme, this.pick);
     if (this.lanes) this.lanes.draw(this.book, state.step, sizes.lanes, theme, this.pick);
     const now = performance.now();
-    const due = this.state.playing && !this.whole ? this.wordsDrawn + WORDS_PAUSE - now : 0;
+    const due = this.state.playing && !this.whole ? this.wordsDrawn + this.wordsPause - now : 0;
     clearTimeout(this.later);
     // the next step's picture brings them; the clock does if no step comes
-    if (due > 0) this.later = setTimeout(() => this.wake(), due + WORDS_PAUSE);
+    if (due > 0) this.later = setTimeout(() => this.wake(), due + this.wordsPause);
     else {
       this.whole = false;
       this.wordsDrawn = now;
