@@ -34,28 +34,33 @@ def loaded() -> tuple[Truth, Any]:
     return Truth(model), tokenizer
 
 
-@pytest.fixture(scope="module")
-def tolerance(loaded: tuple[Truth, Any]) -> float:
-    """1e-4, or twice what transformers' two ways to compute the same logits differ by.
-
-    They are up to 45 here, and rounding goes with their size: decoding with a cache and one pass
-    over everything differ by almost 1e-4 in transformers itself.
-    """
-    model, tokenizer = loaded[0].model, loaded[1]
-    prompt = tokenizer(TEXTS[2], return_tensors="pt")
-    output = model.generate(
+def own_difference(truth: Truth, tokenizer: Any, text: str) -> float:
+    """Between the logits of transformers' cached decoding and those of its pass over everything."""
+    prompt = tokenizer(text, return_tensors="pt")
+    output = truth.model.generate(
         **prompt,
         max_new_tokens=NUM_TOKENS,
         do_sample=False,
         return_dict_in_generate=True,
         output_logits=True,
     )
-    whole = loaded[0].logits(output.sequences[0].tolist())
+    whole = truth.logits(output.sequences[0].tolist())
     decoded = torch.cat(output.logits)
     start = prompt.input_ids.shape[1] - 1
-    own = float((decoded - whole[start : start + len(decoded)]).abs().max())
+    return float((decoded - whole[start : start + len(decoded)]).abs().max())
+
+
+@pytest.fixture(scope="module")
+def tolerance(loaded: tuple[Truth, Any]) -> float:
+    """1e-4, or three times what transformers' two ways to compute the same logits differ by.
+
+    They are up to 45 here, and rounding goes with their size: decoding with a cache and one pass
+    over everything differ by about 1e-4 in transformers itself, more for some texts and on some
+    processors than for others.
+    """
+    own = max(own_difference(*loaded, text) for text in TEXTS)
     assert own < 3e-4
-    return max(TOLERANCE, 2 * own)
+    return max(TOLERANCE, 3 * own)
 
 
 def engine_for(loaded: tuple[Truth, Any], **options: Any) -> Observed:
