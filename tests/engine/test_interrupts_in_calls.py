@@ -197,7 +197,7 @@ def test_a_real_signal_at_random_moments() -> None:
         try:
             sender.start()
             in_call = True
-            engine.generate(OWN, greedy(50))  # ends before the others, if it is let
+            engine.generate(OWN, greedy(50))
             in_call = False
             sender.join()
             time.sleep(1)  # it must arrive; the interrupt cuts this short
@@ -205,7 +205,7 @@ def test_a_real_signal_at_random_moments() -> None:
         except KeyboardInterrupt:
             interrupts += in_call
         names = {sample.user.request_id for sample in engine.core.samples.values()}
-        assert names == set(OTHERS)
+        assert names <= set(OTHERS)  # who of them has ended is handed out by the next step
         check(engine)
         while engine.has_unfinished:
             collected.take(engine.step())
