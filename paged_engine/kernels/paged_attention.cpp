@@ -2,8 +2,8 @@
 //
 // One piece of work is a few query tokens of one sequence with one KV head: `rows` = tokens times
 // the query heads that share it (GQA).  It goes over the keys a register of lanes at a time, in the
-// order of the block table, and keeps for each row the running maximum, the running sum and the weighted
-// values so far; a new maximum rescales what was gathered before.  That is the online softmax
+// order of the block table, and keeps for each row the running maximum, the running sum and the
+// weighted values so far; a new maximum rescales what was gathered before.  That is the online softmax
 // (Milakov and Gimelshein 2018, arXiv 1805.02867) as FlashAttention uses it (Dao et al. 2022,
 // arXiv 2205.14135); reading through a block table is PagedAttention (Kwon et al. 2023,
 // arXiv 2309.06180).
@@ -110,7 +110,7 @@ static void load_keys(const T* cache, const Chunk& chunk, int64_t d, float* keys
     }
 }
 
-// Scores of four rows against a chunk of keys at once.  Two sums a row, so that none waits for itself.
+// Scores of four rows against a chunk of keys.  Two sums a row, so that none waits for itself.
 static void score(const float* queries, const float* keys, int64_t d, float* out) {
     Vec even[ROWS] = {}, odd[ROWS] = {};
     for (int64_t i = 0; i < d; i += 2) {
