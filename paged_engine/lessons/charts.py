@@ -20,7 +20,9 @@ from typing import Any
 import matplotlib
 
 from paged_engine.visualizer.plots.looks import Look, Plot, Theme
+from paged_engine.visualizer.static import WIDTH
 
+WIDEST = WIDTH / 96  # in inches: JupyterLab does not shrink an SVG, it cuts it
 _SETTINGS = {"svg.hashsalt": "paged_engine", "svg.fonttype": "none"}
 
 
@@ -69,7 +71,7 @@ def chart(
         title: The message, not the subject.
         xlabel, ylabel: With their units.
         columns: Axes side by side; with more than one a list of them is returned.
-        width, height: In inches.
+        width, height: In inches; wider than `WIDEST` is cut on a small screen.
         timed: It shows times, which differ from run to run.
         theme: "light" or "dark".
     """

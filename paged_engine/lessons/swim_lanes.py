@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from paged_engine.events import Event
-from paged_engine.lessons.charts import Chart, chart
+from paged_engine.lessons.charts import WIDEST, Chart, chart
 
 # Which part causes which events, from the caller down to what a token may end.
 LANES = {
@@ -33,7 +33,7 @@ def draw_step(
         requests: Ids in the order of their colours.
         text_of: What stands for a token id, a short text.
     """
-    figure, axes = chart(title, "", "", width=10, height=4.0)
+    figure, axes = chart(title, "", "", width=WIDEST, height=4.0)
     look, known = figure.look, [event for event in events if event.kind in _ROW]
     rows = [_ROW[event.kind] for event in known]
     axes.plot(range(len(known)), rows, color=look.soft, linewidth=1.2, zorder=0)

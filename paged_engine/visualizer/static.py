@@ -23,13 +23,13 @@ from paged_engine.visualizer.lanes import Run, read_run, state_at
 from paged_engine.visualizer.marks import Parts, escape
 from paged_engine.visualizer.palette import patterns, style
 
-WIDTH = 960
-_HALF = 480
+WIDTH = 840  # what JupyterLab shows, uncut, beside its file browser in a window of 1280
+_HALF = 420
 _MOST_BLOCKS_IN_HALF = 256
 _EDGE = 14
 _HEAD = 34
 _MOST_STEPS_BESIDE = 90  # a longer run gets the whole width
-_BESIDE = 330
+_BESIDE = 300
 
 
 class Picture:

@@ -17,6 +17,7 @@ import pytest
 
 from paged_engine.lessons.bug_hunts import find_hunt
 from paged_engine.visualizer.page import style_sheet, widget_module
+from paged_engine.visualizer.static import WIDTH
 from tests.notebooks.lesson import NOTEBOOKS, REPO, Cell, cells_of, facts_of, solutions_of
 
 FOLDER = REPO / "notebooks"
@@ -190,6 +191,19 @@ def test_every_picture_is_told_in_words(path: Path) -> None:
         assert len(words.split()) >= FEWEST_WORDS, f"too few words: {words!r}"
     for tag in re.findall(r"<img[^>]*>", prose(path)):
         assert re.search(r'alt="[^"]{30,}"', tag)
+
+
+@each_notebook
+def test_no_drawing_is_cut_on_a_small_screen(path: Path) -> None:
+    """JupyterLab shrinks a PNG that is too wide, and cuts an SVG."""
+    for cell in cells_of(path):
+        for output in cell.outputs:
+            drawing = "".join(output.get("data", {}).get("image/svg+xml", ""))
+            if drawing:
+                size = re.search(r'<svg[^>]*?\bwidth="([\d.]+)(pt|px)?"', drawing)
+                assert size, f"cell {cell.number}: a drawing without a width"
+                pixels = float(size[1]) * (96 / 72 if size[2] == "pt" else 1)
+                assert pixels <= WIDTH, f"cell {cell.number}: {pixels:.0f} pixels wide"
 
 
 @each_notebook

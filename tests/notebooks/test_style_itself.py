@@ -16,7 +16,7 @@ from tests.notebooks.test_style import STATE, WIDGET
 
 Json = dict[str, Any]
 ID = f"{1:032x}"
-SVG = "<svg>drawn</svg>"
+SVG = '<svg width="600pt">drawn</svg>'
 WORDS = "a line that rises from one to eight tokens"
 TOP = """# Why is this one here?
 
@@ -230,6 +230,11 @@ BROKEN: dict[str, list[Callable[[Json], None]]] = {
     "test_every_cell_was_run_in_order_and_none_failed": [run_twice, stderr],
     "test_only_cells_that_show_times_go_uncompared": [skip_comparison],
     "test_every_picture_is_told_in_words": [replace("the view of a run of three", "run")],
+    "test_no_drawing_is_cut_on_a_small_screen": [
+        output_of("figure", **{"image_svg+xml": '<svg width="640pt">drawn</svg>'}),
+        output_of("figure", **{"image_svg+xml": '<svg width="841">drawn</svg>'}),
+        output_of("figure", **{"image_svg+xml": "<svg>drawn</svg>"}),
+    ],
     "test_every_picture_that_code_draws_is_told_in_words": [
         output_of("figure", text_plain="<Figure size 640x480 with 1 Axes>"),
         drop("live_light.png"),

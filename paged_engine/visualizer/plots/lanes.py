@@ -14,7 +14,7 @@ from paged_engine.visualizer.draw_lanes import LanePanel
 from paged_engine.visualizer.lanes import Lane, Run, read_run
 from paged_engine.visualizer.palette import pattern_of
 from paged_engine.visualizer.plots.looks import Look, Plot, Theme, clipped, shown
-from paged_engine.visualizer.static import message
+from paged_engine.visualizer.static import WIDTH, message
 
 _WIDTH = 10.0
 _MOST_ROOMY = 24  # lanes that are tall enough to hold words
@@ -64,7 +64,7 @@ def plot_lanes(
     look.title(ax, message(run) if title is None else title, _WIDTH)
     look.legend(lowest, _entries(run, look, tokens is not None), 5, below=0.5)
     figure = ax.get_figure(root=True)
-    figure.pe_alt = f"{message(run)}. {LanePanel(run, 960).text}".strip()
+    figure.pe_alt = f"{message(run)}. {LanePanel(run, WIDTH).text}".strip()
     return figure
 
 

@@ -221,8 +221,9 @@ class View extends Hands {
     const of = { running: 0, waiting: 0, preempted: 0, ended: 0 };
     for (const r of state.requests) if (r) of[UNFINISHED.has(r.status) ? r.status : "ended"] += 1;
     const more = this.lanes.hidden ? ` · ${this.lanes.hidden} more above` : "";
+    const preemptions = state.preemptions === 1 ? "1 preemption" : `${state.preemptions} preemptions`;
     put(this.find("batch"), "textContent", `${of.running} running · ${of.waiting + of.preempted} ` +
-      `waiting · ${of.ended} ended · ${state.preemptions} preemptions${more}`);
+      `waiting · ${of.ended} ended · ${preemptions}${more}`);
     put(this.find("lane-says"), "textContent", this.hoverLane ?? "");
   }
 
