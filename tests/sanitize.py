@@ -18,7 +18,11 @@ from pathlib import Path
 
 from paged_engine.kernels import build
 
-FILES = ("tests/unit/test_cpu_attention.py", "tests/unit/test_layer_kernels.py")
+FILES = (
+    "tests/unit/test_cpu_attention.py",
+    "tests/unit/test_layer_kernels.py",
+    "tests/unit/test_products.py",
+)
 LIBRARIES = {"g++": "libasan.so", "clang++": "libclang_rt.asan-x86_64.so"}
 OVERRUN = """\
 import torch

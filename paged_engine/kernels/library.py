@@ -23,6 +23,9 @@ _ROPE_NUMBERS = (
     *("num_tokens", "num_heads", "num_kv_heads", "head_dim", "block_size", "num_slots"),
     "num_threads",
 )
+_PRODUCT_NUMBERS = ("rows", "depth", "columns", "num_threads")
+# With AVX-512 oneDNN is at the limit in fp32 and has units for bf16; SSE and NEON: not measured.
+_PANEL_COLUMNS_WITH_AVX2 = 16
 _SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
@@ -47,17 +50,33 @@ class RopeCall(ctypes.Structure):
     ]
 
 
+class ProductCall(ctypes.Structure):
+    """`struct Product` of products.cpp, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "out")),
+        *((name, ctypes.c_int64) for name in _PRODUCT_NUMBERS),
+    ]
+
+
 class Kernels:
     """The functions of one compiled library.
 
     Args:
         path: Of the library.
+
+    Attributes:
+        panel_columns: Outputs in a panel of weights, as `multiply` takes them.
+        multiplies_best: Whether `multiply` is faster than oneDNN on such a processor.
     """
 
     def __init__(self, path: Path) -> None:
         self._library: Any = ctypes.CDLL(str(path))
         self._library.paged_attention_scratch_size.restype = ctypes.c_int64
         self._library.paged_attention_scratch_size.argtypes = [ctypes.c_int64] * 3
+        self._library.panel_columns.restype = ctypes.c_int64
+        self.panel_columns: int = self._library.panel_columns()
+        self.multiplies_best = self.panel_columns == _PANEL_COLUMNS_WITH_AVX2
         integer, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
         self._attend = self._of_each_dtype("paged_attention", [ctypes.POINTER(AttentionCall)])
         self._rope = self._of_each_dtype("rope_and_write", [ctypes.POINTER(RopeCall)], integer)
@@ -65,6 +84,7 @@ class Kernels:
             "add_and_norm", [*[pointer] * 4, integer, integer, number, integer]
         )
         self._silu = self._of_each_dtype("silu_and_multiply", [pointer] * 2 + [integer] * 3)
+        self._multiply = self._of_each_dtype("multiply", [ctypes.POINTER(ProductCall)])
 
     def _of_each_dtype(
         self, name: str, arguments: list[Any], result: Any = None
@@ -130,6 +150,34 @@ class Kernels:
         self._silu[out.dtype](
             gate_and_up.data_ptr(), out.data_ptr(), *out.shape, torch.get_num_threads()
         )
+
+    def multiply(
+        self,
+        x: torch.Tensor,
+        panels: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """`out = x @ weight.T + bias`; see products.cpp.
+
+        Args:
+            x: `[T, depth]`, fp32, dense.
+            panels: `[ceil(columns / panel_columns), depth, panel_columns]`, dense: the weight,
+                transposed, and zeros behind its last column.
+            bias: `[columns]`, fp32, or None.
+            out: `[T, columns]`, dense, of the type of the panels.
+        """
+        call = ProductCall(
+            x=x.data_ptr(),
+            weights=panels.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            out=out.data_ptr(),
+            rows=len(x),
+            depth=x.shape[1],
+            columns=out.shape[1],
+            num_threads=torch.get_num_threads(),
+        )
+        self._multiply[panels.dtype](ctypes.byref(call))
 
 
 @cache

@@ -10,7 +10,6 @@ from paged_engine.kernels.library import load_kernels
 from paged_engine.kv_cache import free_memory
 from paged_engine.models.llama_family import is_llama_like, num_weights
 from paged_engine.models.llama_runner import LlamaRunner
-from paged_engine.models.packed_linear import packed_dtype
 from paged_engine.models.probe import Probe
 from paged_engine.models.runner import ModelRunner
 from paged_engine.models.transformers_runner import TransformersRunner
@@ -55,9 +54,7 @@ def choose_runner(
 def _can_be_fused(runner: TransformersRunner, owns_model: bool) -> bool:
     if not isinstance(runner.attend, CpuAttention) or not is_llama_like(runner.model):
         return False
-    kept = packed_dtype(runner.dtype) or runner.dtype
-    freed = runner.dtype.itemsize if owns_model else 0
-    more = num_weights(runner.model) * (kept.itemsize - freed)
+    more = 0 if owns_model else num_weights(runner.model) * runner.dtype.itemsize
     free = free_memory(runner.device)
     if more > free:
         print(

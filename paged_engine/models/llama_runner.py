@@ -24,7 +24,7 @@ from paged_engine.models.llama_family import (
     refuse_to_run,
     release_weights,
 )
-from paged_engine.models.packed_linear import PackedLinear
+from paged_engine.models.packed_linear import Linear, pack_linear
 from paged_engine.models.transformers_runner import TransformersRunner
 
 
@@ -41,16 +41,16 @@ class _Layer:
     """One layer, its weights packed."""
 
     input_norm: _Norm
-    qkv: PackedLinear
+    qkv: Linear
     q_norm: _Norm | None
     k_norm: _Norm | None
     has_rope: bool
     scale: float
     window: int | None
-    output: PackedLinear
+    output: Linear
     mlp_norm: _Norm
-    gate_and_up: PackedLinear
-    down: PackedLinear
+    gate_and_up: Linear
+    down: Linear
 
 
 class LlamaRunner:
@@ -82,12 +82,12 @@ class LlamaRunner:
         self._rotary = inner.rotary_emb
         self._layers = []
         for layer, window in zip(layers_of(runner.model), runner.windows, strict=True):
-            self._layers.append(_pack(layer, window))
+            self._layers.append(_pack(kernels, layer, window))
             if release:
                 release_weights(layer)
         self._num_heads: int = runner.model.config.num_attention_heads
         self._norm = _norm(inner.norm)
-        self._head = _linear(runner.model.lm_head)
+        self._head = _linear(kernels, runner.model.lm_head)
         if release:
             refuse_to_run(runner.model)
 
@@ -161,27 +161,27 @@ class LlamaRunner:
         return attended.view(len(x), -1)
 
 
-def _pack(layer: LlamaLayer, window: int | None) -> _Layer:
+def _pack(kernels: Kernels, layer: LlamaLayer, window: int | None) -> _Layer:
     return _Layer(
         input_norm=_norm(layer.input_norm),
-        qkv=_linear(layer.q, layer.k, layer.v),
+        qkv=_linear(kernels, layer.q, layer.k, layer.v),
         q_norm=None if layer.q_norm is None else _norm(layer.q_norm),
         k_norm=None if layer.k_norm is None else _norm(layer.k_norm),
         has_rope=layer.has_rope,
         scale=layer.scale,
         window=window,
-        output=_linear(layer.o),
+        output=_linear(kernels, layer.o),
         mlp_norm=_norm(layer.mlp_norm),
-        gate_and_up=_linear(layer.gate, layer.up),
-        down=_linear(layer.down),
+        gate_and_up=_linear(kernels, layer.gate, layer.up),
+        down=_linear(kernels, layer.down),
     )
 
 
-def _linear(*modules: Any) -> PackedLinear:
+def _linear(kernels: Kernels, *modules: Any) -> Linear:
     biases: Sequence[torch.Tensor] | None = None
     if any(module.bias is not None for module in modules):
         biases = [module.bias for module in modules]
-    return PackedLinear([module.weight for module in modules], biases)
+    return pack_linear(kernels, [module.weight for module in modules], biases)
 
 
 def _norm(module: Any) -> _Norm:

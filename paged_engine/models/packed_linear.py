@@ -1,55 +1,72 @@
-"""Matrix products with weights laid out once for the processor, by oneDNN where torch has it.
+"""Matrix products with weights laid out once for the processor.
 
-A weight of a checkpoint lies row after row.  oneDNN, which torch brings, can lay it out in the
-blocks that its inner loops read, and then spends nothing on that at each call: at batch 32 the
-products of a step take half as long.
-
-Where it packs fp32 but not the type of the weights, as bf16 on a processor without AVX-512, they
-are kept in fp32: the same products, each result rounded once, in less time and twice the memory.
+A weight of a checkpoint lies row after row.  Laid out in the order in which the inner loops read
+it, a product spends nothing on that at each call, and at batch 32 takes half as long.  Who does it
+best depends on the processor: our own kernel with AVX2 alone (`kernels/products.cpp`; at batch 1 to
+32 it takes 60 to 75 % of oneDNN's time in fp32, and bf16 half of its memory), oneDNN, which torch
+brings, with AVX-512 and with units for bf16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 
-# The layout is chosen for so many tokens; it serves all other numbers nearly as well.
+from paged_engine.kernels.library import Kernels
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+"""`[T, in]`, dense, to `[T, out]`, of the same type."""
+
+# oneDNN's layout is chosen for so many tokens; it serves all other numbers nearly as well.
 TYPICAL_TOKENS = 32
 
 
-class PackedLinear:
-    """`x @ weight.T + bias`, for `x` of `[T, in]`.
+def pack_linear(
+    kernels: Kernels,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor] | None = None,
+) -> Linear:
+    """`x @ weight.T + bias`, in the way that is fastest here.
 
     Args:
+        kernels: What our own code can do on this processor.
         weights: One or more `[out_i, in]`, of one type; their outputs lie one after the other.
         biases: For each `[out_i]`; None: none has one.
     """
+    weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
+    bias = None if biases is None else torch.cat([b.detach() for b in biases])
+    if kernels.multiplies_best and kernels.takes(weight.dtype):
+        return PanelLinear(kernels, weight, bias)
+    if can_pack(weight.dtype):
+        return partial(_multiply, weight=_packed(weight.contiguous()), bias=bias)
+    return partial(torch.nn.functional.linear, weight=weight, bias=bias)
 
-    def __init__(
-        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None
-    ) -> None:
-        weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0]
-        bias = None if biases is None else torch.cat([b.detach() for b in biases])
-        kept = packed_dtype(weight.dtype)
-        self._is_packed = kept is not None
-        dtype = kept or weight.dtype
-        self._bias = None if bias is None else bias.to(dtype)
-        weight = weight.detach().to(dtype)
-        self._weight = _packed(weight.contiguous()) if self._is_packed else weight
-        self._dtype = dtype
+
+class PanelLinear:
+    """See :data:`Linear`; by our own kernel.
+
+    Args:
+        kernels: That have it.
+        weight: `[out, in]`, of fp32 or bf16.
+        bias: `[out]`, or None.
+    """
+
+    def __init__(self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._kernels = kernels
+        self._columns, depth = weight.shape
+        wide = kernels.panel_columns
+        panels = weight.new_zeros(-(-self._columns // wide), depth, wide)
+        for number, rows in enumerate(torch.split(weight, wide)):
+            panels[number, :, : len(rows)] = rows.T
+        self._panels = panels
+        self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[T, in]`, dense, to `[T, out]`, of the type of `x`."""
-        if self._is_packed:
-            return _multiply(x.to(self._dtype), self._weight, self._bias).to(x.dtype)
-        return torch.nn.functional.linear(x, self._weight, self._bias)
-
-
-def packed_dtype(dtype: torch.dtype) -> torch.dtype | None:
-    """The type in which weights of that type are packed here; None: they are not."""
-    return next((kept for kept in (dtype, torch.float32) if can_pack(kept)), None)
+        out = x.new_empty(len(x), self._columns)
+        self._kernels.multiply(x.float(), self._panels, self._bias, out)
+        return out
 
 
 @cache

@@ -13,9 +13,17 @@ from transformers import PreTrainedModel
 
 from paged_engine import ContinuousEngine, EngineConfig, SamplingParams
 from paged_engine.errors import UnsupportedModelError
-from paged_engine.models import LlamaRunner, ModelRunner, TransformersRunner, choice, tiny
+from paged_engine.kernels.library import Kernels, load_kernels
+from paged_engine.models import (
+    LlamaRunner,
+    ModelRunner,
+    TransformersRunner,
+    choice,
+    packed_linear,
+    tiny,
+)
 from paged_engine.models.llama_family import FAMILIES, num_weights
-from paged_engine.models.packed_linear import PackedLinear, can_pack
+from paged_engine.models.packed_linear import PanelLinear, can_pack, pack_linear
 from tests.helpers.parity import Observed, Truth, assert_parity, prompt_of
 
 LLAMA_LIKE = {name.lower() for name in FAMILIES}
@@ -194,44 +202,35 @@ def test_without_memory_for_a_copy_the_modules_run_and_it_says_why(
     assert isinstance(runner_of(model, owns_model=True), LlamaRunner)
 
 
-def test_weights_kept_in_a_wider_type_count_as_such(
-    monkeypatch: pytest.MonkeyPatch, only_packed: Callable[..., None]
-) -> None:
-    only_packed(torch.float32)
-    model = tiny("llama").to(torch.bfloat16)
-    more = 2 * num_weights(model)  # those in bf16 are freed
-    monkeypatch.setattr(choice, "free_memory", lambda device: more - 1)
-    assert isinstance(runner_of(model, owns_model=True), TransformersRunner)
-    monkeypatch.setattr(choice, "free_memory", lambda device: more)
-    assert isinstance(runner_of(model, owns_model=True), LlamaRunner)
+WAYS = ["panels", "oneDNN", "neither"]
 
 
 @pytest.fixture
-def only_packed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """As if this processor packed these types and no others."""
+def packed_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, torch.dtype], Kernels]:
+    """As if weights were best packed in that way here."""
 
-    def only(*dtypes: torch.dtype) -> None:
-        if not all(map(can_pack, dtypes)):
-            pytest.skip(f"this torch does not pack {dtypes} on this processor")
-        monkeypatch.setattr(
-            "paged_engine.models.packed_linear.can_pack", lambda dtype: dtype in dtypes
-        )
+    def choose(way: str, dtype: torch.dtype) -> Kernels:
+        kernels = copy.copy(load_kernels())
+        kernels.multiplies_best = way == "panels"
+        if way == "oneDNN" and not can_pack(dtype):
+            pytest.skip(f"this torch does not pack {dtype} on this processor")
+        monkeypatch.setattr(packed_linear, "can_pack", lambda dtype: way == "oneDNN")
+        return kernels
 
-    return only
+    return choose
 
 
-@pytest.mark.parametrize("packed_types", [(), (torch.float32,), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_product_is_the_product(
-    dtype: torch.dtype,
-    has_bias: bool,
-    packed_types: tuple[torch.dtype, ...],
-    only_packed: Callable[..., None],
+    dtype: torch.dtype, has_bias: bool, way: str, packed_by: Callable[[str, torch.dtype], Kernels]
 ) -> None:
-    only_packed(*packed_types)
+    kernels = packed_by(way, dtype)
     parts = [nn.Linear(40, out, bias=has_bias).to(dtype) for out in (7, 24, 33)]
-    packed = PackedLinear([p.weight for p in parts], [p.bias for p in parts] if has_bias else None)
+    biases = [part.bias for part in parts] if has_bias else None
+    packed = pack_linear(kernels, [part.weight for part in parts], biases)
+    assert isinstance(packed, PanelLinear) == (way == "panels")
     for count in (1, 5, 32, 70):
         x = torch.randn(count, 40).to(dtype)
         with torch.inference_mode():
@@ -241,6 +240,18 @@ def test_a_packed_product_is_the_product(
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
-def test_without_packing_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paged_engine.models.packed_linear.can_pack", lambda dtype: False)
-    assert_served(tiny("qwen2"))
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # without biases, and with
+def test_however_weights_are_packed_the_tokens_are_the_same(
+    family: str,
+    way: str,
+    packed_by: Callable[[str, torch.dtype], Kernels],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels = packed_by(way, torch.float32)
+    monkeypatch.setattr(choice, "load_kernels", lambda: kernels)
+    model = tiny(family)
+    runner = runner_of(model)
+    assert isinstance(runner, LlamaRunner)
+    assert isinstance(runner._head, PanelLinear) == (way == "panels")
+    assert_served(model)

@@ -1,0 +1,129 @@
+"""Products with packed weights in C++, against fp64, over random shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paged_engine.kernels.build import INSTRUCTIONS, library
+from paged_engine.kernels.library import Kernels, load_kernels
+from paged_engine.models.packed_linear import PanelLinear
+from tests.helpers.faulty_kernels import faulty_kernels
+
+DTYPES = [torch.float32, torch.bfloat16]
+# Of a result: fp32 adds up in the order of the depth, and bf16 is rounded once at the end.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_right_by_chance() -> Iterator[None]:
+    """New memory is NaN, and not what the last product left there."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def product_error(
+    kernels: Kernels, rows: int, depth: int, columns: int, dtype: torch.dtype, *, has_bias: bool
+) -> float:
+    """The largest difference, in units of what rounding may do."""
+    draw = torch.Generator().manual_seed(rows * depth + columns)
+    x = torch.randn(rows, depth, generator=draw).to(dtype)
+    weight = torch.randn(columns, depth, generator=draw).to(dtype)
+    bias = torch.randn(columns, generator=draw).to(dtype) if has_bias else None
+    before = x.clone()
+    got = PanelLinear(kernels, weight, bias)(x)
+    assert got.dtype == dtype and got.shape == (rows, columns) and torch.equal(x, before)
+    exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    # what is added up, without signs: the sums may cancel, their rounding does not
+    size = x.double().abs() @ weight.double().abs().T + 1
+    allowed = TOLERANCE[torch.float32] * size + TOLERANCE[dtype] * exact.abs()
+    return float(((got.double() - exact).abs() / allowed).max())
+
+
+@given(
+    # tiles of 6 and 12 rows, groups of 96, panels of 8, 16 and 32 columns: around the borders
+    st.sampled_from([1, 2, 5, 6, 7, 11, 12, 13, 24, 95, 97, 200]),
+    st.sampled_from([1, 2, 15, 64, 300]),
+    st.sampled_from([1, 3, 8, 15, 16, 17, 31, 33, 100]),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+)
+def test_a_product_is_the_product(
+    rows: int, depth: int, columns: int, dtype: torch.dtype, has_bias: bool
+) -> None:
+    kernels = load_kernels()
+    assert product_error(kernels, rows, depth, columns, dtype, has_bias=has_bias) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", sorted(INSTRUCTIONS))
+def test_each_set_of_instructions_with_enough_work_for_two_threads(
+    capability: str, dtype: torch.dtype
+) -> None:
+    known = torch.backends.cpu.get_cpu_capability()
+    if (known, capability) in {("AVX2", "AVX512"), ("DEFAULT", "AVX512"), ("DEFAULT", "AVX2")}:
+        pytest.skip(f"this processor has no {capability}")
+    kernels = Kernels(library(capability))
+    assert kernels.panel_columns == {"AVX512": 32, "AVX2": 16, "DEFAULT": 8}[capability]
+    assert kernels.multiplies_best == (capability == "AVX2")
+    for rows in (1, 19, 250):
+        assert product_error(kernels, rows, 576, 1001, dtype, has_bias=True) <= 1
+
+
+def test_nothing_is_no_error() -> None:
+    out = PanelLinear(load_kernels(), torch.ones(5, 3), None)(torch.empty(0, 3))
+    assert out.shape == (0, 5)
+
+
+def test_a_nan_stays_in_its_row_and_infinity_in_its_column() -> None:
+    x, weight = torch.randn(9, 20).abs() + 0.1, torch.randn(40, 20).abs() + 0.1
+    x[4, 7], weight[21, 3] = float("nan"), float("inf")
+    out = PanelLinear(load_kernels(), weight, None)(x)
+    rest = torch.ones(9, 40, dtype=torch.bool)
+    rest[4], rest[:, 21] = False, False
+    assert out[4].isnan().all() and out[rest].isfinite().all()
+    assert out[[0, 1, 2, 3, 5, 6, 7, 8], 21].isinf().all()
+
+
+def test_a_row_gets_the_same_bits_alone_and_in_a_batch() -> None:
+    """Whoever joins the batch changes nobody's logits."""
+    x, packed = torch.randn(100, 64), PanelLinear(load_kernels(), torch.randn(50, 64), None)
+    together = packed(x)
+    assert all(torch.equal(packed(x[i : i + 1])[0], together[i]) for i in range(100))
+
+
+# ------------------------------------------------------------------ faults
+
+FAULTS = {
+    "the bias is left out": ("put(sums[r][c] + bias, ", "put(sums[r][c], "),
+    "the bias of the first columns": ("load(a.bias + column, there)", "load(a.bias, there)"),
+    "the last number of the depth is lost": ("i < a.depth; i++", "i + 1 < a.depth; i++"),
+    "every row is the first": ("x[r * a.depth + i]", "x[i]"),
+    "the same registers twice": ("i * COLUMNS + c * LANES)", "i * COLUMNS)"),
+    "the last columns are lost": ("first + c * LANES < a.columns", "first + COLUMNS <= a.columns"),
+    "the panel of other columns": ("first * a.depth;", "0 * a.depth;"),
+    "the last group is lost": ("group < groups;", "group < groups - (groups > 1);"),
+    "the last panel is lost": ("panel < panels;", "panel < panels - (panels > 1);"),
+    "the last tile is lost": ("tile < tiles;", "tile < tiles - (tiles > 1);"),
+    "a group begins at the first row": ("first + begin, part", "begin, part"),
+    "a tile of one row fewer": ("multiply_tile<ROWS, T>(a,", "multiply_tile<(ROWS + 1) / 2, T>(a,"),
+    "rows lie closer": ("(row + r) * a.columns", "(row + r) * (a.columns - 1)"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_in_the_source_is_seen(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernels = faulty_kernels("products.cpp", *FAULTS[name], monkeypatch, tmp_path)
+    shapes = [(13, 30, 29), (98, 7, 9)]
+    errors = [product_error(kernels, *shape, torch.float32, has_bias=True) for shape in shapes]
+    assert not all(error <= 100 for error in errors)  # NaN is no small error
