@@ -81,7 +81,9 @@ class CpuAttention:
             block_tables=work.tables.data_ptr(),
             work=work.tiles.data_ptr(),
             sinks=None if sinks is None else sinks.data_ptr(),
-            scratch=self._scratch_for(num_threads, work.most_rows, head_dim, value_dim).data_ptr(),
+            scratch=self._scratch_for(
+                num_threads, work.most_rows, num_kv_heads, head_dim, value_dim
+            ).data_ptr(),
             q_token_stride=q.stride(0),
             q_head_stride=q.stride(1),
             num_work=len(work.tiles),

@@ -73,7 +73,7 @@ class Kernels:
     def __init__(self, path: Path) -> None:
         self._library: Any = ctypes.CDLL(str(path))
         self._library.paged_attention_scratch_size.restype = ctypes.c_int64
-        self._library.paged_attention_scratch_size.argtypes = [ctypes.c_int64] * 3
+        self._library.paged_attention_scratch_size.argtypes = [ctypes.c_int64] * 4
         self._library.panel_columns.restype = ctypes.c_int64
         self.panel_columns: int = self._library.panel_columns()
         self.multiplies_best = self.panel_columns == _PANEL_COLUMNS_WITH_AVX2
@@ -96,9 +96,12 @@ class Kernels:
             function.argtypes, function.restype = arguments, result
         return functions
 
-    def scratch_size(self, most_rows: int, head_dim: int, value_dim: int) -> int:
+    def scratch_size(
+        self, most_rows: int, num_kv_heads: int, head_dim: int, value_dim: int
+    ) -> int:
         """Floats that a thread needs for attention."""
-        return int(self._library.paged_attention_scratch_size(most_rows, head_dim, value_dim))
+        sizes = (most_rows, num_kv_heads, head_dim, value_dim)
+        return int(self._library.paged_attention_scratch_size(*sizes))
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether there is a kernel for numbers of this kind."""

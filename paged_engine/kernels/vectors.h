@@ -162,17 +162,18 @@ inline void transpose(Vec rows[LANES]) {
     }
 }
 
-// The sums of as many rows as there are lanes, one in each lane.
+// The sums of as many rows as there are lanes, that of row i in lane i.
 //
-// Dealt as in `transpose`; but what lies side by side afterwards belongs to two rows and is added up
-// at once, so that each round leaves half as many.
-inline Vec sums(Vec rows[LANES]) {
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++) {
-            Vec a = rows[i], b = rows[i + half];
-            rows[i] = shuffled(a, b, LOW) + shuffled(a, b, HIGH);
-        }
+// A round makes one row of two: where bit HALF of a lane's number is 0 it goes on with the first of
+// them, else with the second, and adds up their lanes with that bit 0 and 1.
+template <int HALF = LANES / 2>
+inline Vec sums(Vec rows[]) {
+    constexpr Ints low = lanes_of([](int i) { return (i & HALF ? i - HALF + LANES : i); });
+    for (int i = 0; i < HALF; i++) {
+        Vec a = rows[i], b = rows[i + HALF];
+        rows[i] = shuffled(a, b, low) + shuffled(a, b, low + HALF);
     }
+    if constexpr (HALF > 1) return sums<HALF / 2>(rows);
     return rows[0];
 }
 

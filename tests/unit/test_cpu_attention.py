@@ -21,6 +21,9 @@ from tests.helpers.faulty_kernels import faulty_kernels
 # Of fp32 by the order of sums; of bf16 one unit in the last place of numbers up to about 8.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04}
 
+# Decoded tokens, so many that each is one piece of work with all KV heads.
+MANY = [(1, total) for total in range(1, 61, 3)]
+
 
 def make(
     lengths: list[tuple[int, int]],
@@ -70,7 +73,7 @@ def difference(backend: Any, made: Any, **options: Any) -> float:
 def cases(draw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     num_kv_heads = draw(st.sampled_from([1, 2, 3]))
     num_heads = num_kv_heads * draw(st.sampled_from([1, 2, 3, 7, 71]))
-    totals = draw(st.lists(st.integers(1, 90), min_size=1, max_size=5))
+    totals = draw(st.lists(st.integers(1, 90), min_size=1, max_size=12))
     lengths = [(draw(st.one_of(st.just(1), st.integers(1, total))), total) for total in totals]
     made = {
         "lengths": lengths,
@@ -102,7 +105,7 @@ def test_each_set_of_instructions_gives_the_reference(capability: str, dtype: to
     if (known, capability) in {("AVX2", "AVX512"), ("DEFAULT", "AVX512"), ("DEFAULT", "AVX2")}:
         pytest.skip(f"this processor has no {capability}")
     backend = CpuAttention(Kernels(library(capability)))
-    lengths = [(1, 50), (33, 40), (7, 7), (1, 1)]
+    lengths = [(1, 50), (33, 40), (7, 7), (1, 1), *MANY]
     made = make(lengths, block_size=16, heads=(9, 3), dims=(64, 64), dtype=dtype)
     assert difference(backend, made, window=20, soft_cap=3.0) <= TOLERANCE[dtype]
 
@@ -176,16 +179,27 @@ FAULTS = {
     "the window is left out": ("const int64_t from = a.window > 0", "const int64_t from = false"),
     "the sum is not rescaled": ("s.total[row] *= rescale;", ""),
     "the values are not rescaled": ("gathered[i] *= rescale", "gathered[i] *= 1"),
-    "the sink is left out": ("+ std::exp(a.sinks[head] - top)", ""),
+    "the sink is left out": ("+ std::exp(sink - top)", ""),
     "the values forget the sink": ("(rescale / total)", "(1 / total)"),
     "the soft cap is left out": ("a.soft_cap > 0", "a.soft_cap > 1e9f"),
     "all query heads read the first KV head": (
-        "(a.k_cache) + kv_head * a.block_size * d",
+        "(a.k_cache) + head * a.block_size * d",
         "(a.k_cache)",
     ),
     "the table is read by number": ("table[entry]", "table[0]"),
     "the last key is lost": ("clamp<int64_t>(end - first,", "clamp<int64_t>(end - first - 1,"),
     "the scale is lost": ("* a.scale", ""),
+    "with all KV heads, each is the first": (
+        "what(scratch.from(a, head * padded_rows(rows)), first_head + head)",
+        "what(scratch.from(a, head * padded_rows(rows)), first_head)",
+    ),
+    "with all KV heads, they share their rows": ("head * padded_rows(rows)", "0 * head"),
+    "an odd key is the one before": ("std::min(key + 1, chunk", "std::min(key, chunk"),
+    "sinks of the first heads": ("a.sinks + head * group", "a.sinks"),
+    "the last of few rows is lost": (
+        "case 3: return what(std::integral_constant<int, 3>",
+        "case 3: return what(std::integral_constant<int, 2>",
+    ),
     "a token too far": ("row / group * a.q_token_stride", "row / rows * a.q_token_stride"),
 }
 
@@ -197,11 +211,13 @@ def test_each_fault_in_the_source_is_seen(
 ) -> None:
     kernels = faulty_kernels("paged_attention.cpp", *FAULTS[name], monkeypatch, tmp_path)
     backend = CpuAttention(kernels)
-    made = make([(1, 50), (33, 40), (7, 7), (1, 1)], block_size=20, heads=(6, 2), dims=(16, 16))
     sinks = torch.linspace(-1, 2, 6)
-    differences = [
-        difference(backend, made, window=9, soft_cap=2.0, sinks=sinks),
-        difference(backend, made, window=9),
-        difference(backend, made),
-    ]
-    assert max(differences) > 100 * TOLERANCE[torch.float32]
+    differences = []
+    for lengths in ([(1, 50), (33, 40), (7, 7), (1, 1)], MANY):
+        made = make(lengths, block_size=20, heads=(6, 2), dims=(16, 16))
+        differences += [
+            difference(backend, made, window=9, soft_cap=2.0, sinks=sinks),
+            difference(backend, made, window=9),
+            difference(backend, made),
+        ]
+    assert not all(d <= 100 * TOLERANCE[torch.float32] for d in differences)
