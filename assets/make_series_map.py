@@ -122,7 +122,7 @@ def draw() -> Picture:
         for part in PARTS
     ]
     told.append(f"All of them together, the engine: notebook {ENGINE:02}.")
-    return Picture(TITLE, " ".join(told), body, y + 30)
+    return Picture(TITLE, " ".join(told), body, y + 30, 2 * LEFT + 5 * PITCH + WIDTH)
 
 
 def arrows(at: dict[str, Part]) -> Parts:
