@@ -96,9 +96,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, result
         return functions
 
-    def scratch_size(
-        self, most_rows: int, num_kv_heads: int, head_dim: int, value_dim: int
-    ) -> int:
+    def scratch_size(self, most_rows: int, num_kv_heads: int, head_dim: int, value_dim: int) -> int:
         """Floats that a thread needs for attention."""
         sizes = (most_rows, num_kv_heads, head_dim, value_dim)
         return int(self._library.paged_attention_scratch_size(*sizes))
