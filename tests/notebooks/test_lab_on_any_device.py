@@ -65,13 +65,13 @@ def test_a_cell_that_does_is_seen(code: str) -> None:
 def test_the_story_of_the_real_model_does_not_hang_on_its_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a coarser number format, with another attention: whatever it says, every assert holds."""
+    """In a coarser number format: whatever it says, every assert holds."""
     from paged_engine import ContinuousEngine
 
     usual = ContinuousEngine.from_pretrained
 
     def coarser(*args: Any, **options: Any) -> ContinuousEngine:
-        made.append(usual(*args, dtype="bfloat16", attention="reference", **options))
+        made.append(usual(*args, dtype="bfloat16", **options))
         return made[-1]
 
     made: list[ContinuousEngine] = []
