@@ -1,13 +1,22 @@
-"""The C++ kernels compiled from a copy of their source with one fault in it."""
+"""The C++ kernels, compiled for other processors, or from a source with one fault in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from paged_engine.kernels import build
 from paged_engine.kernels.library import Kernels
+
+
+def kernels_for(capability: str) -> Kernels:
+    """The kernels compiled for a set of instructions; the test is skipped where there is none."""
+    known = torch.backends.cpu.get_cpu_capability()
+    if (known, capability) in {("AVX2", "AVX512"), ("DEFAULT", "AVX512"), ("DEFAULT", "AVX2")}:
+        pytest.skip(f"this processor has no {capability}")
+    return Kernels(build.library(capability))
 
 
 def faulty_kernels(

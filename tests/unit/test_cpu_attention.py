@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from paged_engine.attention import CpuAttention, reference_attention
 from paged_engine.batch import Batch
 from paged_engine.errors import InvalidConfigError, InvariantError
-from paged_engine.kernels.build import INSTRUCTIONS, library
-from paged_engine.kernels.library import Kernels
+from paged_engine.kernels.build import INSTRUCTIONS
 from paged_engine.kv_cache import KVCacheShape, PagedKVCache
-from tests.helpers.faulty_kernels import faulty_kernels
+from tests.helpers.faulty_kernels import faulty_kernels, kernels_for
 
 # Of fp32 by the order of sums; of bf16 one unit in the last place of numbers up to about 8.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04}
@@ -101,10 +100,7 @@ def test_it_is_the_reference_over_random_shapes(case: Any) -> None:
 @pytest.mark.parametrize("capability", sorted(INSTRUCTIONS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_set_of_instructions_gives_the_reference(capability: str, dtype: torch.dtype) -> None:
-    known = torch.backends.cpu.get_cpu_capability()
-    if (known, capability) in {("AVX2", "AVX512"), ("DEFAULT", "AVX512"), ("DEFAULT", "AVX2")}:
-        pytest.skip(f"this processor has no {capability}")
-    backend = CpuAttention(Kernels(library(capability)))
+    backend = CpuAttention(kernels_for(capability))
     lengths = [(1, 50), (33, 40), (7, 7), (1, 1), *MANY]
     made = make(lengths, block_size=16, heads=(9, 3), dims=(64, 64), dtype=dtype)
     assert difference(backend, made, window=20, soft_cap=3.0) <= TOLERANCE[dtype]

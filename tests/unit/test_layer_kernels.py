@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paged_engine.errors import InvariantError
-from paged_engine.kernels.build import INSTRUCTIONS, library
+from paged_engine.kernels.build import INSTRUCTIONS
 from paged_engine.kernels.library import Kernels, RopeCall, load_kernels
-from tests.helpers.faulty_kernels import faulty_kernels
+from tests.helpers.faulty_kernels import faulty_kernels, kernels_for
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Of fp32 by the order of sums; of bf16 one unit in the last place of numbers up to about 8.
@@ -179,10 +179,7 @@ def test_rope_and_write(
 def test_each_set_of_instructions_with_enough_work_for_two_threads(
     capability: str, dtype: torch.dtype
 ) -> None:
-    known = torch.backends.cpu.get_cpu_capability()
-    if (known, capability) in {("AVX2", "AVX512"), ("DEFAULT", "AVX512"), ("DEFAULT", "AVX2")}:
-        pytest.skip(f"this processor has no {capability}")
-    kernels = Kernels(library(capability))
+    kernels = kernels_for(capability)
     assert norm_error(kernels, 70, 576, dtype, 1) <= 1
     assert silu_error(kernels, 40, 1536, dtype, 2) <= 1
     assert rope_error(kernels, 50, (9, 3), 64, dtype, 3) <= 1

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paged_engine.kernels.build import INSTRUCTIONS, library
+from paged_engine.kernels.build import INSTRUCTIONS
 from paged_engine.kernels.library import Kernels, load_kernels
 from paged_engine.models.packed_linear import PanelLinear
-from tests.helpers.faulty_kernels import faulty_kernels
+from tests.helpers.faulty_kernels import faulty_kernels, kernels_for
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Of a result: fp32 adds up in the order of the depth, and bf16 is rounded once at the end.
@@ -67,10 +67,7 @@ def test_a_product_is_the_product(
 def test_each_set_of_instructions_with_enough_work_for_two_threads(
     capability: str, dtype: torch.dtype
 ) -> None:
-    known = torch.backends.cpu.get_cpu_capability()
-    if (known, capability) in {("AVX2", "AVX512"), ("DEFAULT", "AVX512"), ("DEFAULT", "AVX2")}:
-        pytest.skip(f"this processor has no {capability}")
-    kernels = Kernels(library(capability))
+    kernels = kernels_for(capability)
     assert kernels.panel_columns == {"AVX512": 32, "AVX2": 16, "DEFAULT": 8}[capability]
     assert kernels.multiplies_best == (capability == "AVX2")
     for rows in (1, 19, 250):
