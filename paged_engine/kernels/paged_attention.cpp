@@ -1,12 +1,12 @@
 // Attention over the blocks of a paged cache, without gathering them first.
 //
 // One piece of work is a few query tokens of one sequence with one KV head, or with all of them:
-// `rows` = tokens times the query heads that share one (GQA).  It goes over the keys a register of lanes at a time, in the
-// order of the block table, and keeps for each row the running maximum, the running sum and the
-// weighted values so far; a new maximum rescales what was gathered before.  That is the online softmax
-// (Milakov and Gimelshein 2018, arXiv 1805.02867) as FlashAttention uses it (Dao et al. 2022,
-// arXiv 2205.14135); reading through a block table is PagedAttention (Kwon et al. 2023,
-// arXiv 2309.06180).
+// `rows` = tokens times the query heads that share one (GQA).  It goes over the keys a register of
+// lanes at a time, in the order of the block table, and keeps for each row the running maximum, the
+// running sum and the weighted values so far; a new maximum rescales what was gathered before.  That
+// is the online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) as FlashAttention uses it
+// (Dao et al. 2022, arXiv 2205.14135); reading through a block table is PagedAttention (Kwon et al.
+// 2023, arXiv 2309.06180).
 //
 // A decoded token, a chunk of a prompt and a whole prompt are the same work here.
 
