@@ -4,8 +4,8 @@
 // comes next in memory.  A tile is a few rows of x times one panel, whose sums stay in registers
 // from the first number of the depth to the last; all tiles of a panel follow one another, while its
 // weights are in the nearest caches.  So a decode step reads every weight from memory once, and
-// otherwise only multiplies (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication",
-// ACM TOMS 34(3), 2008, with a single level of blocks, for few rows).
+// otherwise only multiplies (Goto and van de Geijn, "Anatomy of high-performance matrix
+// multiplication", ACM TOMS 34(3), 2008, with a single level of blocks, for few rows).
 
 #include "vectors.h"
 
