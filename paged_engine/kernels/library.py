@@ -25,7 +25,7 @@ _ROPE_NUMBERS = (
 )
 _PRODUCT_NUMBERS = ("rows", "depth", "columns", "num_threads")
 # With AVX-512 oneDNN is at the limit in fp32 and has units for bf16; SSE and NEON: not measured.
-_PANEL_COLUMNS_WITH_AVX2 = 16
+_PANEL_COLUMNS_WITH_AVX2 = 24
 _SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
@@ -66,7 +66,7 @@ class Kernels:
         path: Of the library.
 
     Attributes:
-        panel_columns: Outputs in a panel of weights, as `multiply` takes them.
+        panel_columns: Outputs in a panel of weights of each type, as `multiply` takes them.
         multiplies_best: Whether `multiply` is faster than oneDNN on such a processor.
     """
 
@@ -74,9 +74,6 @@ class Kernels:
         self._library: Any = ctypes.CDLL(str(path))
         self._library.paged_attention_scratch_size.restype = ctypes.c_int64
         self._library.paged_attention_scratch_size.argtypes = [ctypes.c_int64] * 4
-        self._library.panel_columns.restype = ctypes.c_int64
-        self.panel_columns: int = self._library.panel_columns()
-        self.multiplies_best = self.panel_columns == _PANEL_COLUMNS_WITH_AVX2
         integer, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
         self._attend = self._of_each_dtype("paged_attention", [ctypes.POINTER(AttentionCall)])
         self._rope = self._of_each_dtype("rope_and_write", [ctypes.POINTER(RopeCall)], integer)
@@ -85,6 +82,9 @@ class Kernels:
         )
         self._silu = self._of_each_dtype("silu_and_multiply", [pointer] * 2 + [integer] * 3)
         self._multiply = self._of_each_dtype("multiply", [ctypes.POINTER(ProductCall)])
+        columns = self._of_each_dtype("panel_columns", [], integer)
+        self.panel_columns: dict[torch.dtype, int] = {dtype: of() for dtype, of in columns.items()}
+        self.multiplies_best = self.panel_columns[torch.float32] == _PANEL_COLUMNS_WITH_AVX2
 
     def _of_each_dtype(
         self, name: str, arguments: list[Any], result: Any = None

@@ -1,20 +1,32 @@
 // Products with a matrix of weights: x [rows, depth] times W [columns, depth], transposed.
 //
-// The weights lie in panels, COLUMNS outputs wide and as deep as W: what the inner loop reads next
-// comes next in memory.  A tile is a few rows of x times one panel, whose sums stay in registers
-// from the first number of the depth to the last; all tiles of a panel follow one another, while its
-// weights are in the nearest caches.  So a decode step reads every weight from memory once, and
-// otherwise only multiplies (Goto and van de Geijn, "Anatomy of high-performance matrix
-// multiplication", ACM TOMS 34(3), 2008, with a single level of blocks, for few rows).
+// The weights lie in panels, a few registers wide and as deep as W: what the inner loop reads next
+// comes next in memory.  A panel is taken a block of its depth at a time.  A tile is a few rows of x
+// times one block, with its sums in registers; all tiles of a block follow one another while its
+// weights are in the nearest cache, and meanwhile they ask for the block that comes next.  So a
+// decode step reads every weight from memory once, and multiplies while it waits.
+//
+// Panels, blocks and tiles are those of Goto and van de Geijn, "Anatomy of high-performance matrix
+// multiplication", ACM TOMS 34(3), 2008.
 
 #include "vectors.h"
 
-constexpr int REGISTERS = 2;  // that one row of a panel fills
-constexpr int COLUMNS = REGISTERS * LANES;
 // As many sums as registers can hold beside the weights: there are 32 with AVX-512, else 16.
-constexpr int MOST_ROWS = LANES == 16 ? 12 : 6;
+constexpr int MOST_SUMS = LANES == 16 ? 24 : 12;
+// Registers that one row of a panel fills.  Weights in bf16 are turned into floats, once for all
+// rows of a tile; so fewer weights and more rows are better there.
+template <typename T>
+constexpr int REGISTERS = sizeof(T) == sizeof(float) ? 3 : 2;
+template <typename T>
+constexpr int COLUMNS = REGISTERS<T> * LANES;
+template <typename T>
+constexpr int MOST_ROWS = MOST_SUMS / REGISTERS<T>;
 #define UNROLLED _Pragma("GCC unroll 12")
 
+// A block has as many bytes as the nearest cache, and as much of the depth as fits.
+constexpr int64_t BLOCK = 32 << 10;
+template <typename T>
+constexpr int64_t DEPTH_AT_ONCE = BLOCK / (sizeof(T) * COLUMNS<T>);
 // Rows of x that all panels are multiplied with before the next ones: they stay in a core's cache.
 constexpr int64_t ROWS_AT_ONCE = 96;
 // Below that many multiplications a second thread costs more than it brings.
@@ -23,40 +35,61 @@ constexpr int64_t WORTH_A_THREAD = 1 << 16;
 // Kept in step with library.py, field by field.
 struct Product {
     const float* x;      // [rows, depth], dense
-    const void* weights; // [panels, depth, COLUMNS], zeros behind the last column
+    const void* weights; // [panels, depth, COLUMNS<T>], zeros behind the last column
     const float* bias;   // [columns], or null
     void* out;           // [rows, columns], dense, of the type of the weights
     int64_t rows, depth, columns, num_threads;
 };
 
-// ROWS rows from `row` on, times panel `panel`.
+// Some rows of x from `row` on, times a block of a panel.
+template <typename T>
+struct Tile {
+    int64_t row, column;  // the first of each in the result
+    int64_t from, to;     // the block's part of the depth
+    const T* weights;     // of the block
+    const T* soon;        // weights to ask for meanwhile,
+    int64_t step;         // and how many of them at each number of the depth
+};
+
+// `sums_so_far` [ROWS, COLUMNS<T>] is what the blocks before came to, and takes what this one does;
+// after the last one the sums are the result.
 template <int ROWS, typename T>
-static void multiply_tile(const Product& a, int64_t row, int64_t panel) {
-    const int64_t first = panel * COLUMNS;
-    const T* weights = static_cast<const T*>(a.weights) + first * a.depth;
-    const float* x = a.x + row * a.depth;
-    Vec sums[ROWS][REGISTERS] = {};
-    for (int64_t i = 0; i < a.depth; i++) {
-        Vec weight[REGISTERS];
-        UNROLLED for (int c = 0; c < REGISTERS; c++) weight[c] = load(weights + i * COLUMNS + c * LANES);
+static void multiply_tile(const Product& a, const Tile<T>& tile, float* sums_so_far) {
+    constexpr int WIDTH = REGISTERS<T>;
+    const float* x = a.x + tile.row * a.depth + tile.from;
+    Vec sums[ROWS][WIDTH] = {};
+    const auto each_sum = [&](auto what) {
         UNROLLED for (int r = 0; r < ROWS; r++) {
-            UNROLLED for (int c = 0; c < REGISTERS; c++) sums[r][c] += weight[c] * x[r * a.depth + i];
+            UNROLLED for (int c = 0; c < WIDTH; c++) {
+                what(sums[r][c], sums_so_far + (r * WIDTH + c) * LANES);
+            }
+        }
+    };
+    if (tile.from > 0) each_sum([](Vec& sum, float* place) { sum = load(place); });
+    for (int64_t i = 0; i < tile.to - tile.from; i++) {
+        Vec weight[WIDTH];
+        UNROLLED for (int c = 0; c < WIDTH; c++) {
+            weight[c] = load(tile.weights + (i * WIDTH + c) * LANES);
+        }
+        __builtin_prefetch(tile.soon + i * tile.step);
+        UNROLLED for (int r = 0; r < ROWS; r++) {
+            UNROLLED for (int c = 0; c < WIDTH; c++) sums[r][c] += weight[c] * x[r * a.depth + i];
         }
     }
-    for (int c = 0; c < REGISTERS && first + c * LANES < a.columns; c++) {
-        const int64_t column = first + c * LANES, there = a.columns - column;
+    if (tile.to < a.depth) return each_sum([](Vec& sum, float* place) { put(sum, place); });
+    for (int c = 0; c < WIDTH && tile.column + c * LANES < a.columns; c++) {
+        const int64_t column = tile.column + c * LANES, there = a.columns - column;
         const Vec bias = a.bias ? load(a.bias + column, there) : all(0.0f);
-        for (int r = 0; r < ROWS; r++) {
-            put(sums[r][c] + bias, static_cast<T*>(a.out) + (row + r) * a.columns + column, there);
-        }
+        T* out = static_cast<T*>(a.out) + tile.row * a.columns + column;
+        for (int r = 0; r < ROWS; r++) put(sums[r][c] + bias, out + r * a.columns, there);
     }
 }
 
 // The same for a number of rows that is known only now.
-template <typename T, int ROWS = MOST_ROWS>
-static void multiply_rows(const Product& a, int64_t row, int64_t rows, int64_t panel) {
-    if (rows == ROWS) return multiply_tile<ROWS, T>(a, row, panel);
-    if constexpr (ROWS > 1) multiply_rows<T, ROWS - 1>(a, row, rows, panel);
+template <typename T, int ROWS = MOST_ROWS<T>>
+static void multiply_rows(const Product& a, int64_t rows, const Tile<T>& tile, float* sums_so_far) {
+    if (rows == ROWS) return multiply_tile<ROWS>(a, tile, sums_so_far);
+    if constexpr (ROWS > 1) multiply_rows<T, ROWS - 1>(a, rows, tile, sums_so_far);
 }
 
 // Part `i` of `parts` begins here, if `whole` is cut as evenly as can be.
@@ -64,24 +97,42 @@ static int64_t part(int64_t whole, int64_t i, int64_t parts) { return whole * i 
 
 static int64_t pieces_of(int64_t whole, int64_t most) { return (whole + most - 1) / most; }
 
+// `rows` rows of x from `first` on, times one panel.
+template <typename T>
+static void multiply_panel(const Product& a, int64_t first, int64_t rows, int64_t panel) {
+    constexpr int WIDE = COLUMNS<T>;
+    float sums_so_far[ROWS_AT_ONCE * WIDE];
+    const T* weights = static_cast<const T*>(a.weights) + panel * WIDE * a.depth;
+    const int64_t blocks = pieces_of(a.depth, DEPTH_AT_ONCE<T>), tiles = pieces_of(rows, MOST_ROWS<T>);
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t from = part(a.depth, block, blocks), to = part(a.depth, block + 1, blocks);
+        const T* here = weights + from * WIDE;
+        const T* next = weights + to * WIDE;  // behind the last block comes the next panel
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t begin = part(rows, tile, tiles), end = part(rows, tile + 1, tiles);
+            // each asks for its share
+            const T* soon = next + part((to - from) * WIDE, tile, tiles);
+            multiply_rows<T>(a, end - begin,
+                             {first + begin, panel * WIDE, from, to, here, soon, WIDE / tiles},
+                             sums_so_far + begin * WIDE);
+        }
+    }
+}
+
 template <typename T>
 static void multiply(const Product& a) {
-    const int64_t panels = pieces_of(a.columns, COLUMNS), groups = pieces_of(a.rows, ROWS_AT_ONCE);
+    const int64_t panels = pieces_of(a.columns, COLUMNS<T>), groups = pieces_of(a.rows, ROWS_AT_ONCE);
     const bool is_worth_it = a.rows * a.depth * a.columns >= WORTH_A_THREAD;
 #pragma omp parallel for collapse(2) num_threads(is_worth_it ? int(a.num_threads) : 1)
     for (int64_t group = 0; group < groups; group++) {
         for (int64_t panel = 0; panel < panels; panel++) {
             const int64_t first = part(a.rows, group, groups);
-            const int64_t rows = part(a.rows, group + 1, groups) - first;
-            const int64_t tiles = pieces_of(rows, MOST_ROWS);
-            for (int64_t tile = 0; tile < tiles; tile++) {
-                const int64_t begin = part(rows, tile, tiles);
-                multiply_rows<T>(a, first + begin, part(rows, tile + 1, tiles) - begin, panel);
-            }
+            multiply_panel<T>(a, first, part(a.rows, group + 1, groups) - first, panel);
         }
     }
 }
 
-extern "C" int64_t panel_columns() { return COLUMNS; }
+extern "C" int64_t panel_columns_float() { return COLUMNS<float>; }
+extern "C" int64_t panel_columns_bfloat16() { return COLUMNS<BFloat16>; }
 extern "C" void multiply_float(const Product* a) { multiply<float>(*a); }
 extern "C" void multiply_bfloat16(const Product* a) { multiply<BFloat16>(*a); }

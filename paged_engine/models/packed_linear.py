@@ -56,7 +56,7 @@ class PanelLinear:
     def __init__(self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._kernels = kernels
         self._columns, depth = weight.shape
-        wide = kernels.panel_columns
+        wide = kernels.panel_columns[weight.dtype]
         panels = weight.new_zeros(-(-self._columns // wide), depth, wide)
         for number, rows in enumerate(torch.split(weight, wide)):
             panels[number, :, : len(rows)] = rows.T

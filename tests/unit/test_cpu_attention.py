@@ -183,7 +183,10 @@ FAULTS = {
         "(a.k_cache)",
     ),
     "the table is read by number": ("table[entry]", "table[0]"),
-    "the last key is lost": ("clamp<int64_t>(end - first,", "clamp<int64_t>(end - first - 1,"),
+    "the last of several keys is lost": (
+        "clamp<int64_t>(end - first,",
+        "clamp<int64_t>(end - first - (end - first > 1),",
+    ),
     "the scale is lost": ("* a.scale", ""),
     "with all KV heads, each is the first": (
         "what(scratch.from(a, head * padded_rows(rows)), first_head + head)",

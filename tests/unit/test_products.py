@@ -48,10 +48,11 @@ def product_error(
 
 
 @given(
-    # tiles of 6 and 12 rows, groups of 96, panels of 8, 16 and 32 columns: around the borders
+    # tiles of 4 to 12 rows, groups of 96; panels of 8 to 48 columns, in blocks of 170 to 682 of the
+    # depth: around the borders
     st.sampled_from([1, 2, 5, 6, 7, 11, 12, 13, 24, 95, 97, 200]),
-    st.sampled_from([1, 2, 15, 64, 300]),
-    st.sampled_from([1, 3, 8, 15, 16, 17, 31, 33, 100]),
+    st.sampled_from([1, 2, 15, 64, 341, 342, 700, 1100]),
+    st.sampled_from([1, 3, 8, 12, 15, 16, 17, 24, 25, 33, 49, 100]),
     st.sampled_from(DTYPES),
     st.booleans(),
 )
@@ -68,7 +69,8 @@ def test_each_set_of_instructions_with_enough_work_for_two_threads(
     capability: str, dtype: torch.dtype
 ) -> None:
     kernels = kernels_for(capability)
-    assert kernels.panel_columns == {"AVX512": 32, "AVX2": 16, "DEFAULT": 8}[capability]
+    lanes = {"AVX512": 16, "AVX2": 8, "DEFAULT": 4}[capability]
+    assert kernels.panel_columns == {torch.float32: 3 * lanes, torch.bfloat16: 2 * lanes}
     assert kernels.multiplies_best == (capability == "AVX2")
     for rows in (1, 19, 250):
         assert product_error(kernels, rows, 576, 1001, dtype, has_bias=True) <= 1
@@ -101,17 +103,23 @@ def test_a_row_gets_the_same_bits_alone_and_in_a_batch() -> None:
 FAULTS = {
     "the bias is left out": ("put(sums[r][c] + bias, ", "put(sums[r][c], "),
     "the bias of the first columns": ("load(a.bias + column, there)", "load(a.bias, there)"),
-    "the last number of the depth is lost": ("i < a.depth; i++", "i + 1 < a.depth; i++"),
+    "the last number of the depth is lost": ("i < tile.to -", "i + 1 < tile.to -"),
     "every row is the first": ("x[r * a.depth + i]", "x[i]"),
-    "the same registers twice": ("i * COLUMNS + c * LANES)", "i * COLUMNS)"),
-    "the last columns are lost": ("first + c * LANES < a.columns", "first + COLUMNS <= a.columns"),
-    "the panel of other columns": ("first * a.depth;", "0 * a.depth;"),
+    "the same registers twice": ("(i * WIDTH + c) * LANES", "i * WIDTH * LANES"),
+    "the last columns are lost": ("tile.column + c * LANES <", "tile.column + WIDTH * LANES <="),
+    "the panel of other columns": ("panel * WIDE * a.depth", "0 * WIDE * a.depth"),
     "the last group is lost": ("group < groups;", "group < groups - (groups > 1);"),
     "the last panel is lost": ("panel < panels;", "panel < panels - (panels > 1);"),
     "the last tile is lost": ("tile < tiles;", "tile < tiles - (tiles > 1);"),
-    "a group begins at the first row": ("first + begin, part", "begin, part"),
-    "a tile of one row fewer": ("multiply_tile<ROWS, T>(a,", "multiply_tile<(ROWS + 1) / 2, T>(a,"),
-    "rows lie closer": ("(row + r) * a.columns", "(row + r) * (a.columns - 1)"),
+    "the last block is lost": ("block < blocks;", "block < blocks - (blocks > 1);"),
+    "each block is the first": ("weights + from * WIDE", "weights + 0 * WIDE"),
+    "each block is the first of x": ("tile.row * a.depth + tile.from", "tile.row * a.depth"),
+    "the blocks before are forgotten": ("tile.from > 0", "tile.from > a.depth"),
+    "each block is the last": ("tile.to < a.depth", "tile.to < 0"),
+    "tiles share their sums": ("sums_so_far + begin * WIDE", "sums_so_far"),
+    "a group begins at the first row": ("{first + begin, panel", "{begin, panel"),
+    "a tile of one row fewer": ("multiply_tile<ROWS>(a,", "multiply_tile<(ROWS + 1) / 2>(a,"),
+    "rows lie closer": ("out + r * a.columns", "out + r * (a.columns - 1)"),
 }  # fmt: skip
 
 
@@ -121,6 +129,6 @@ def test_each_fault_in_the_source_is_seen(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kernels = faulty_kernels("products.cpp", *FAULTS[name], monkeypatch, tmp_path)
-    shapes = [(13, 30, 29), (98, 7, 9)]
+    shapes = [(13, 30, 29), (98, 7, 9), (13, 700, 15)]
     errors = [product_error(kernels, *shape, torch.float32, has_bias=True) for shape in shapes]
     assert not all(error <= 100 for error in errors)  # NaN is no small error
