@@ -38,17 +38,15 @@ def choose_runner(
     """
     if isinstance(model, ModelRunner):
         return model
-    runner = TransformersRunner(model, get_backend(attention, model))
-    probe: Probe | None = None
-    if check:
-        probe = Probe(runner.model, runner.vocab_size, runner.max_model_len, block_size)
-        probe.check(runner)
-    if attention is not None or not _can_be_fused(runner, owns_model):
-        return runner
-    fused = LlamaRunner(runner, load_kernels(), release=owns_model)
+    runner: ModelRunner
+    runner = plain = TransformersRunner(model, get_backend(attention, model))
+    # before weights are freed
+    probe = Probe(plain.model, plain.vocab_size, plain.max_model_len, block_size) if check else None
+    if attention is None and _can_be_fused(plain, owns_model):
+        runner = LlamaRunner(plain, load_kernels(), release=owns_model)
     if probe is not None:
-        probe.check(fused)
-    return fused
+        probe.check(runner)
+    return runner
 
 
 def _can_be_fused(runner: TransformersRunner, owns_model: bool) -> bool:

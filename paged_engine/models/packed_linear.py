@@ -57,10 +57,9 @@ class PanelLinear:
         self._kernels = kernels
         self._columns, depth = weight.shape
         wide = kernels.panel_columns[weight.dtype]
-        panels = weight.new_zeros(-(-self._columns // wide), depth, wide)
-        for number, rows in enumerate(torch.split(weight, wide)):
-            panels[number, :, : len(rows)] = rows.T
-        self._panels = panels
+        if missing := -self._columns % wide:
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+        self._panels = weight.reshape(-1, wide, depth).transpose(1, 2).contiguous()
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
