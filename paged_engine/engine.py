@@ -130,13 +130,11 @@ class ContinuousEngine:
         Raises:
             ModelNotFoundError: There is no such model, or it is damaged.
         """
-        from paged_engine.models.default_model import load_model_and_tokenizer
-        from paged_engine.models.devices import choose_device, choose_dtype
+        from paged_engine.models.loading import load_for_engine
 
         checked = EngineConfig.from_options(**config)
-        place = choose_device(device)
-        model, tokenizer = load_model_and_tokenizer(
-            name_or_path, dtype=choose_dtype(dtype, place), device=place, progress=progress
+        model, tokenizer = load_for_engine(
+            name_or_path, dtype=dtype, device=device, attention=attention, progress=progress
         )
         return cls(
             model,

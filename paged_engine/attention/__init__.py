@@ -11,6 +11,8 @@ import sys
 from functools import cache
 from typing import Any
 
+import torch
+
 from paged_engine.attention.cpu import CpuAttention
 from paged_engine.attention.interface import Attend
 from paged_engine.attention.reference import reference_attention
@@ -18,7 +20,14 @@ from paged_engine.attention.sdpa import SdpaAttention
 from paged_engine.errors import InvalidConfigError, KernelsUnavailableError
 from paged_engine.kernels.library import load_kernels
 
-__all__ = ["Attend", "CpuAttention", "SdpaAttention", "get_backend", "reference_attention"]
+__all__ = [
+    "Attend",
+    "CpuAttention",
+    "SdpaAttention",
+    "get_backend",
+    "reference_attention",
+    "runs_kernels",
+]
 
 
 def get_backend(attention: str | Attend | None, model: Any = None) -> Attend:
@@ -33,7 +42,8 @@ def get_backend(attention: str | Attend | None, model: Any = None) -> Attend:
         KernelsUnavailableError: "cpu" was asked for and cannot be compiled here.
     """
     if attention is None:
-        return CpuAttention() if _runs_kernels(model) else SdpaAttention()
+        place = getattr(model, "device", None), getattr(model, "dtype", None)
+        return CpuAttention() if runs_kernels(*place) else SdpaAttention()
     if attention == "sdpa":
         return SdpaAttention()
     if attention == "reference":
@@ -48,9 +58,11 @@ def get_backend(attention: str | Attend | None, model: Any = None) -> Attend:
     return attention
 
 
-def _runs_kernels(model: Any) -> bool:
-    device = getattr(getattr(model, "device", None), "type", None)
-    return device == "cpu" and _kernels_are_here() and load_kernels().takes(model.dtype)
+def runs_kernels(device: torch.device | None, dtype: torch.dtype | None) -> bool:
+    """Whether there are kernels of ours for weights of this type, there."""
+    if device is None or dtype is None or device.type != "cpu":
+        return False
+    return _kernels_are_here() and load_kernels().takes(dtype)
 
 
 @cache

@@ -51,14 +51,10 @@ def load_engine(
         note(f"loading {found} ...")
 
     from paged_engine.engine import ContinuousEngine
-    from paged_engine.models.default_model import load_model_and_tokenizer
-    from paged_engine.models.devices import choose_device, choose_dtype
+    from paged_engine.models.loading import load_for_engine
 
-    place = choose_device(device)
-    model, tokenizer = load_model_and_tokenizer(
-        found, dtype=choose_dtype(options.dtype, place), device=place, progress=progress
-    )
-    return ContinuousEngine(model, tokenizer, checked)
+    model, tokenizer = load_for_engine(found, dtype=options.dtype, device=device, progress=progress)
+    return ContinuousEngine(model, tokenizer, checked, owns_model=True)
 
 
 def _tiny_engine(device: str | None, dtype: str, config: EngineConfig) -> ContinuousEngine:

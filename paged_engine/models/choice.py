@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paged_engine.attention import Attend, CpuAttention, get_backend
 from paged_engine.kernels.library import load_kernels
 from paged_engine.kv_cache import free_memory
-from paged_engine.models.llama_family import is_llama_like, num_weights
+from paged_engine.models.llama_checkpoint import LlamaCheckpoint
+from paged_engine.models.llama_family import LlamaOfTransformers, is_llama_like, num_weights
+from paged_engine.models.llama_formula import logits_of
 from paged_engine.models.llama_runner import LlamaRunner
 from paged_engine.models.probe import Probe
 from paged_engine.models.runner import ModelRunner
-from paged_engine.models.transformers_runner import TransformersRunner
+
+if TYPE_CHECKING:
+    from paged_engine.models.transformers_runner import TransformersRunner
 
 
 def choose_runner(
@@ -26,11 +30,11 @@ def choose_runner(
     """The model as something the engine can drive.
 
     Args:
-        model: Of transformers, or a runner already.
+        model: Of transformers, or a checkpoint that is Llama-like, or a runner already.
         attention: See :func:`paged_engine.attention.get_backend`.  With None a Llama-like model on
             a CPU is run fused, by our kernels; with any other, by transformers' modules.
         block_size: Tokens a block, for the check.
-        check: Compare its logits with the model's own first.
+        check: Compare its logits with the model's own first, or with those of its formula.
         owns_model: Nobody else runs this model, so that its weights need not be kept twice.
 
     Raises:
@@ -38,12 +42,33 @@ def choose_runner(
     """
     if isinstance(model, ModelRunner):
         return model
-    runner: ModelRunner
-    runner = plain = TransformersRunner(model, get_backend(attention, model))
-    # before weights are freed
-    probe = Probe(plain.model, plain.vocab_size, plain.max_model_len, block_size) if check else None
+    if isinstance(model, LlamaCheckpoint):
+        return _from_checkpoint(model, block_size, check=check)
+    # here, because whoever gets by without transformers' modules need not wait for their import
+    from paged_engine.models.transformers_runner import TransformersRunner
+
+    plain = TransformersRunner(model, get_backend(attention, model))
+    probe = plain.probe(block_size) if check else None  # before weights are freed
+    runner: ModelRunner = plain
     if attention is None and _can_be_fused(plain, owns_model):
-        runner = LlamaRunner(plain, load_kernels(), release=owns_model)
+        runner = LlamaRunner(LlamaOfTransformers(plain), load_kernels(), release=owns_model)
+    if probe is not None:
+        probe.check(runner)
+    return runner
+
+
+def _from_checkpoint(model: LlamaCheckpoint, block_size: int, *, check: bool) -> LlamaRunner:
+    probe: Probe | None = None
+    if check:
+        probe = Probe(
+            model.name,
+            lambda ids: logits_of(model, ids),
+            vocab_size=model.vocab_size,
+            max_model_len=model.max_model_len,
+            device=model.device,
+            block_size=block_size,
+        )
+    runner = LlamaRunner(model, load_kernels(), release=True)
     if probe is not None:
         probe.check(runner)
     return runner

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import sys
@@ -120,6 +121,9 @@ def default_model_folder(
     )
 
 
+# How transformers calls the class for tokenizers that have none of their own, from its version 5 on
+# and before.
+GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -142,37 +146,100 @@ def load_model_and_tokenizer(
         ModelNotFoundError: the model is missing, incomplete, damaged, or of an architecture
             that transformers does not know.
     """
+    folder = model_folder(name_or_path, progress=progress)
+    return load_model(folder, dtype=dtype, device=device), load_tokenizer(folder)
+
+
+def model_folder(
+    name_or_path: str | os.PathLike[str] | None = None, *, progress: bool = True
+) -> Path:
+    """The folder of a model, which is fetched if it is not here.
+
+    Args:
+        name_or_path: as for :func:`resolve_model`.
+        progress: whether to show what a first use fetches and converts.
+
+    Raises:
+        ModelNotFoundError: it is not here and cannot be fetched.
+    """
     resolved = resolve_model(name_or_path, progress=progress)
     folder = Path(resolved)
-    if not folder.is_dir():
-        try:
-            folder = hub_snapshot(resolved, Progress(progress))
-        except SourceUnavailable as error:
-            raise ModelNotFoundError(
-                f"The model {resolved!r} is neither a folder here nor can it be fetched: {error}. "
-                "Expected a model folder, or a hub name that can be reached or was fetched "
-                "before. Check the name and the network, or give a folder."
-            ) from error
+    if folder.is_dir():
+        return folder
+    try:
+        return hub_snapshot(resolved, Progress(progress))
+    except SourceUnavailable as error:
+        raise ModelNotFoundError(
+            f"The model {resolved!r} is neither a folder here nor can it be fetched: {error}. "
+            "Expected a model folder, or a hub name that can be reached or was fetched "
+            "before. Check the name and the network, or give a folder."
+        ) from error
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def part(what: str, load: Any, **options: Any) -> Any:
-        try:
-            return load(str(folder), local_files_only=True, **options)
-        except Exception as error:  # transformers raises anything from OSError to AttributeError
-            raise _damaged(folder, f"{what} cannot be loaded: {error}") from error
+def load_model(
+    folder: Path, *, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """The model of a folder, as transformers loads it, in evaluation mode.
 
-    with _transformers_bars_hidden():
-        model, loaded = part(
-            "the model", AutoModelForCausalLM.from_pretrained, dtype=dtype, output_loading_info=True
+    Args:
+        folder: as ``save_pretrained`` leaves it.
+        dtype: of the weights; "auto" takes them as they are stored.
+        device: where the weights go.
+
+    Raises:
+        ModelNotFoundError: the model is incomplete, damaged, or unknown to transformers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _transformers_bars_hidden(), _explained(folder, "the model"):
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, dtype=dtype, output_loading_info=True
         )
     # transformers only warns of these, and goes on with random numbers in their place.
     if missing := sorted(loaded["missing_keys"]):
         raise _damaged(folder, f"{len(missing)} weights are missing, {missing[0]} for one")
-    tokenizer = None
-    if any((folder / file).exists() for file in _TOKENIZER_FILES):
-        tokenizer = part("the tokenizer", AutoTokenizer.from_pretrained)
-    return model.to(device).eval(), tokenizer
+    loaded_model: PreTrainedModel = model.to(device).eval()
+    return loaded_model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model's folder, or None if it has none.
+
+    Raises:
+        ModelNotFoundError: it is damaged.
+    """
+    if not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        return None
+    with _explained(folder, "the tokenizer"):
+        kind = _tokenizer_kind(folder)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+            str(folder), local_files_only=True
+        )
+    return tokenizer
+
+
+def _tokenizer_kind(folder: Path) -> Any:
+    """What loads it: the class for tokenizers without a class of their own, if it says so.
+
+    AutoTokenizer takes the same one, but first imports what models are made of.
+    """
+    said = folder / "tokenizer_config.json"
+    name = json.loads(said.read_text()).get("tokenizer_class") if said.exists() else None
+    if name in GENERIC_TOKENIZERS and (folder / "tokenizer.json").exists():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers raises anything from OSError to AttributeError
+        raise _damaged(folder, f"{what} cannot be loaded: {error}") from error
 
 
 def _damaged(folder: Path, problem: str) -> ModelNotFoundError:

@@ -8,9 +8,7 @@ somebody waits for reach the output head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -18,37 +16,23 @@ from paged_engine.attention import CpuAttention
 from paged_engine.batch import Batch
 from paged_engine.kernels.library import Kernels, RopeCall
 from paged_engine.kv_cache import PagedKVCache
-from paged_engine.models.llama_family import (
-    LlamaLayer,
-    layers_of,
-    refuse_to_run,
-    release_weights,
-)
+from paged_engine.models.llama_family import LlamaLayer, LlamaModel, Norm, Product
 from paged_engine.models.packed_linear import Linear, pack_linear
-from paged_engine.models.transformers_runner import TransformersRunner
-
-
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    """A root mean square norm; the weight in fp32."""
-
-    weight: torch.Tensor
-    epsilon: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer, its weights packed."""
+    """One layer, its weights packed, those of norms in fp32."""
 
-    input_norm: _Norm
+    input_norm: Norm
     qkv: Linear
-    q_norm: _Norm | None
-    k_norm: _Norm | None
+    q_norm: Norm | None
+    k_norm: Norm | None
     has_rope: bool
     scale: float
     window: int | None
     output: Linear
-    mlp_norm: _Norm
+    mlp_norm: Norm
     gate_and_up: Linear
     down: Linear
 
@@ -57,45 +41,39 @@ class LlamaRunner:
     """See :class:`paged_engine.models.ModelRunner`; for models that are Llama-like, on a CPU.
 
     Args:
-        runner: The same model, as transformers' modules compute it.
+        model: What is computed, and with which weights.
         kernels: What lies between the products.
         release: Whether the model's own weights are freed, layer by layer, as soon as they are
-            packed; it cannot be run by transformers afterwards, and says so.
+            packed.
 
     Weights are read once, here: what is done to the model's later has no effect.
     """
 
-    def __init__(
-        self, runner: TransformersRunner, kernels: Kernels, *, release: bool = False
-    ) -> None:
-        self.model = runner.model
-        self.kv_shape = runner.kv_shape
-        self.max_model_len = runner.max_model_len
-        self.dtype = runner.dtype
-        self.device = runner.device
-        self.vocab_size = runner.vocab_size
-        self.eos_token_ids = runner.eos_token_ids
+    def __init__(self, model: LlamaModel, kernels: Kernels, *, release: bool = False) -> None:
+        self.kv_shape = model.kv_shape
+        self.max_model_len = model.max_model_len
+        self.dtype = model.dtype
+        self.device = model.device
+        self.vocab_size = model.vocab_size
+        self.eos_token_ids = model.eos_token_ids
         self._kernels = kernels
         self._attend = CpuAttention(kernels)
-        inner: Any = runner.model.model
-        self._embedding: torch.Tensor = inner.embed_tokens.weight.detach()
-        self._rotary = inner.rotary_emb
+        self._num_heads = model.num_heads
+        self._embedding = model.embedding
+        self._rotation = model.rotation
         self._layers = []
-        for layer, window in zip(layers_of(runner.model), runner.windows, strict=True):
-            self._layers.append(_pack(kernels, layer, window))
+        for number in range(model.num_layers):
+            self._layers.append(_pack(kernels, model.layer(number)))
             if release:
-                release_weights(layer)
-        self._num_heads: int = runner.model.config.num_attention_heads
-        self._norm = _norm(inner.norm)
-        self._head = _linear(kernels, runner.model.lm_head)
-        if release:
-            refuse_to_run(runner.model)
+                model.release(number)
+        self._norm = _in_fp32(model.norm)
+        self._head = _linear(kernels, model.head)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: PagedKVCache) -> torch.Tensor:
         """See :class:`paged_engine.models.ModelRunner`."""
         norm = self._kernels.add_and_norm
-        rope = self._rope(batch)
+        rope = self._rotation(batch.positions)
         x = self._embedding[batch.input_ids]
         normed = torch.empty_like(x)
         delta: torch.Tensor | None = None  # what the last product adds to x
@@ -113,12 +91,6 @@ class LlamaRunner:
         normed = torch.empty_like(last)
         norm(last, delta[batch.last_indices], self._norm.weight, self._norm.epsilon, normed)
         return self._head(normed)
-
-    def _rope(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of the batch's positions, each `[T, head_dim]` in fp32."""
-        like = torch.empty(0)  # says type and device
-        cos, sin = self._rotary(like, batch.positions[None])
-        return cos[0].contiguous(), sin[0].contiguous()
 
     def _attention(
         self,
@@ -161,28 +133,27 @@ class LlamaRunner:
         return attended.view(len(x), -1)
 
 
-def _pack(kernels: Kernels, layer: LlamaLayer, window: int | None) -> _Layer:
+def _pack(kernels: Kernels, layer: LlamaLayer) -> _Layer:
     return _Layer(
-        input_norm=_norm(layer.input_norm),
+        input_norm=_in_fp32(layer.input_norm),
         qkv=_linear(kernels, layer.q, layer.k, layer.v),
-        q_norm=None if layer.q_norm is None else _norm(layer.q_norm),
-        k_norm=None if layer.k_norm is None else _norm(layer.k_norm),
+        q_norm=None if layer.q_norm is None else _in_fp32(layer.q_norm),
+        k_norm=None if layer.k_norm is None else _in_fp32(layer.k_norm),
         has_rope=layer.has_rope,
         scale=layer.scale,
-        window=window,
+        window=layer.window,
         output=_linear(kernels, layer.o),
-        mlp_norm=_norm(layer.mlp_norm),
+        mlp_norm=_in_fp32(layer.mlp_norm),
         gate_and_up=_linear(kernels, layer.gate, layer.up),
         down=_linear(kernels, layer.down),
     )
 
 
-def _linear(kernels: Kernels, *modules: Any) -> Linear:
-    biases: Sequence[torch.Tensor] | None = None
-    if any(module.bias is not None for module in modules):
-        biases = [module.bias for module in modules]
-    return pack_linear(kernels, [module.weight for module in modules], biases)
+def _linear(kernels: Kernels, *products: Product) -> Linear:
+    biases = [product.bias for product in products if product.bias is not None]
+    assert len(biases) in (0, len(products))
+    return pack_linear(kernels, [product.weight for product in products], biases or None)
 
 
-def _norm(module: Any) -> _Norm:
-    return _Norm(module.weight.detach().float().contiguous(), float(module.variance_epsilon))
+def _in_fp32(norm: Norm) -> Norm:
+    return Norm(norm.weight.float().contiguous(), norm.epsilon)

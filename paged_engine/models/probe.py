@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedModel
 
 from paged_engine.batch import pack
 from paged_engine.errors import UnsupportedModelError
 from paged_engine.kv_cache import PagedKVCache
 from paged_engine.models.runner import ModelRunner
-from paged_engine.models.transformers_runner import TransformersRunner
 from paged_engine.request import Request
 
 PROBE_LENGTHS = (19, 7)  # more than one block of the usual size, and less
@@ -22,8 +20,9 @@ class Probe:
     """What a model says to each of two prompts alone, to hold runners of it against.
 
     Args:
-        model: As transformers runs it.
-        vocab_size, max_model_len: Of it.
+        name: Of the model.
+        logits_of: Its logits `[T, vocab_size]` for a prompt of T tokens, alone.
+        vocab_size, max_model_len, device: Of it.
         block_size: Tokens a block.
 
     Raises:
@@ -31,14 +30,21 @@ class Probe:
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocab_size: int, max_model_len: int, block_size: int
+        self,
+        name: str,
+        logits_of: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        device: torch.device,
+        block_size: int,
     ) -> None:
-        self._name = type(model).__name__
+        self._name = name
         self._limits = (vocab_size, max_model_len, block_size)
         requests, _ = _probe_requests(*self._limits)
-        prompts = [torch.tensor([r.token_ids], device=model.device) for r in requests]
+        prompts = [torch.tensor(request.token_ids, device=device) for request in requests]
         with torch.inference_mode(), self._explained():
-            self._alone = [model(input_ids=p, use_cache=False).logits[0, -2:] for p in prompts]
+            self._alone = [logits_of(prompt)[-2:] for prompt in prompts]
 
     @torch.inference_mode()
     def check(self, runner: ModelRunner) -> None:
@@ -80,15 +86,6 @@ class Probe:
                 f"{self._name} cannot be run with this attention function over packed prompts: "
                 f"{type(error).__name__}: {error}"
             ) from error
-
-
-def probe(runner: TransformersRunner, block_size: int) -> None:
-    """Whether a runner gives what its model gives.
-
-    Raises:
-        UnsupportedModelError: With what was wrong.
-    """
-    Probe(runner.model, runner.vocab_size, runner.max_model_len, block_size).check(runner)
 
 
 def _probe_requests(

@@ -22,6 +22,7 @@ from paged_engine.errors import UnsupportedModelError
 from paged_engine.kv_cache import PagedKVCache
 from paged_engine.models.attention_registry import attention_configs, attention_implementation
 from paged_engine.models.observation import observe
+from paged_engine.models.probe import Probe
 from paged_engine.models.requirements import (
     kv_shape,
     refuse_unpageable,
@@ -98,6 +99,21 @@ class TransformersRunner:
             _current.reset(token)
         logits: torch.Tensor = output.logits[0]
         return logits if self._keeps_logits else logits[batch.last_indices]
+
+    def probe(self, block_size: int) -> Probe:
+        """What the model says alone, as transformers runs it.
+
+        Raises:
+            UnsupportedModelError: It cannot be run.
+        """
+        return Probe(
+            type(self.model).__name__,
+            lambda ids: self.model(input_ids=ids[None], use_cache=False).logits[0],
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            device=self.device,
+            block_size=block_size,
+        )
 
 
 def paged_attention(

@@ -14,7 +14,7 @@ from paged_engine.batch import pack
 from paged_engine.errors import UnsupportedModelError
 from paged_engine.kv_cache import KVCacheShape, PagedKVCache
 from paged_engine.models import TINY_FAMILIES, ModelRunner, TransformersRunner, tiny
-from paged_engine.models.probe import PROBE_LENGTHS, probe
+from paged_engine.models.probe import PROBE_LENGTHS
 from paged_engine.models.transformers_runner import ATTENTION_NAME
 from paged_engine.request import Request
 from tests.helpers.parity import prompt_of, tiny_truth
@@ -189,6 +189,10 @@ def runner_logits(runner: TransformersRunner, counts: dict[Request, int]) -> tor
 
 
 # ------------------------------------------------------------------ the probe
+
+
+def probe(runner: TransformersRunner, block_size: int) -> None:
+    runner.probe(block_size).check(runner)
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 16, 64])
