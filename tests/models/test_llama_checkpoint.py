@@ -19,7 +19,11 @@ from paged_engine import ContinuousEngine, SamplingParams
 from paged_engine.attention import get_backend
 from paged_engine.errors import ModelNotFoundError, UnsupportedModelError
 from paged_engine.models import LlamaRunner, TransformersRunner, llama_runner, loading, tiny
-from paged_engine.models.default_model import GENERIC_TOKENIZERS, load_tokenizer
+from paged_engine.models.default_model import (
+    GENERIC_TOKENIZERS,
+    default_model_folder,
+    load_tokenizer,
+)
 from paged_engine.models.llama_checkpoint import LlamaCheckpoint, read_checkpoint
 from paged_engine.models.llama_family import LlamaOfTransformers
 from paged_engine.models.llama_formula import logits_of
@@ -103,6 +107,11 @@ def test_a_plain_checkpoint_is_read_as_transformers_reads_it(
 ) -> None:
     family, values = PLAIN[name]
     assert_same_model(saved(tmp_path, family, **values), dtype)
+
+
+@pytest.mark.real_model
+def test_so_is_the_default_model() -> None:
+    assert_same_model(default_model_folder(progress=False), torch.float32)
 
 
 def test_a_configuration_of_an_older_transformers_is_read_too(tmp_path: Path) -> None:
