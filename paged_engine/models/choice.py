@@ -10,9 +10,7 @@ from paged_engine.kernels.library import load_kernels
 from paged_engine.kv_cache import free_memory
 from paged_engine.models.llama_checkpoint import LlamaCheckpoint
 from paged_engine.models.llama_family import LlamaOfTransformers, is_llama_like, num_weights
-from paged_engine.models.llama_formula import logits_of
 from paged_engine.models.llama_runner import LlamaRunner
-from paged_engine.models.probe import Probe
 from paged_engine.models.runner import ModelRunner
 
 if TYPE_CHECKING:
@@ -42,33 +40,18 @@ def choose_runner(
     """
     if isinstance(model, ModelRunner):
         return model
+    runner: ModelRunner
     if isinstance(model, LlamaCheckpoint):
-        return _from_checkpoint(model, block_size, check=check)
-    # here, because whoever gets by without transformers' modules need not wait for their import
-    from paged_engine.models.transformers_runner import TransformersRunner
+        probe = model.probe(block_size) if check else None  # before weights are freed
+        runner = LlamaRunner(model, load_kernels(), release=True)
+    else:
+        # here, because whoever needs none of transformers' modules need not wait for their import
+        from paged_engine.models.transformers_runner import TransformersRunner
 
-    plain = TransformersRunner(model, get_backend(attention, model))
-    probe = plain.probe(block_size) if check else None  # before weights are freed
-    runner: ModelRunner = plain
-    if attention is None and _can_be_fused(plain, owns_model):
-        runner = LlamaRunner(LlamaOfTransformers(plain), load_kernels(), release=owns_model)
-    if probe is not None:
-        probe.check(runner)
-    return runner
-
-
-def _from_checkpoint(model: LlamaCheckpoint, block_size: int, *, check: bool) -> LlamaRunner:
-    probe: Probe | None = None
-    if check:
-        probe = Probe(
-            model.name,
-            lambda ids: logits_of(model, ids),
-            vocab_size=model.vocab_size,
-            max_model_len=model.max_model_len,
-            device=model.device,
-            block_size=block_size,
-        )
-    runner = LlamaRunner(model, load_kernels(), release=True)
+        runner = plain = TransformersRunner(model, get_backend(attention, model))
+        probe = plain.probe(block_size) if check else None
+        if attention is None and _can_be_fused(plain, owns_model):
+            runner = LlamaRunner(LlamaOfTransformers(plain), load_kernels(), release=owns_model)
     if probe is not None:
         probe.check(runner)
     return runner

@@ -26,6 +26,8 @@ from paged_engine.models.llama_family import (
     Product,
     Rotation,
 )
+from paged_engine.models.llama_formula import logits_of
+from paged_engine.models.probe import Probe
 
 _WEIGHTS = "model.safetensors"
 # Beside these transformers would do more than to read the weights.
@@ -113,6 +115,17 @@ class LlamaCheckpoint:
         """See :class:`paged_engine.models.llama_family.LlamaModel`."""
         for name in [n for n in self._tensors if n.startswith(f"model.layers.{number}.")]:
             del self._tensors[name]
+
+    def probe(self, block_size: int) -> Probe:
+        """What the model says alone, by its formula."""
+        return Probe(
+            self.name,
+            lambda ids: logits_of(self, ids),
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            device=self.device,
+            block_size=block_size,
+        )
 
     def _product(self, name: str) -> Product:
         return Product(self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias"))
