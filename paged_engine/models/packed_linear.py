@@ -3,7 +3,7 @@
 A weight of a checkpoint lies row after row.  Laid out in the order in which the inner loops read
 it, a product spends nothing on that at each call, and at batch 32 takes half as long.  Who does it
 best depends on the processor: our own kernel with AVX2 alone (`kernels/products.cpp`; at batch 1 to
-32 it takes 60 to 75 % of oneDNN's time in fp32, and bf16 half of its memory), oneDNN, which torch
+32 it takes 50 to 80 % of oneDNN's time in fp32, and bf16 half of its memory), oneDNN, which torch
 brings, with AVX-512 and with units for bf16.
 """
 
