@@ -58,13 +58,15 @@ def read_checkpoint(folder: Path, dtype: torch.dtype) -> LlamaCheckpoint | None:
     if {name: tuple(tensor.shape) for name, tensor in stored.items()} != form.shapes():
         return None
     tensors = {name: tensor.to(dtype) for name, tensor in stored.items()}
-    return LlamaCheckpoint(form, tensors, frozenset([ids] if isinstance(ids, int) else ids or []))
+    eos_token_ids = frozenset([ids] if isinstance(ids, int) else ids or [])
+    return LlamaCheckpoint(folder.name, form, tensors, eos_token_ids)
 
 
 class LlamaCheckpoint:
     """See :class:`paged_engine.models.llama_family.LlamaModel`; made by `read_checkpoint`.
 
     Args:
+        name: See there.
         form: What is computed.
         tensors: By their names in the checkpoint, of one type.
         eos_token_ids: Tokens that end a text.
@@ -73,11 +75,15 @@ class LlamaCheckpoint:
     device = torch.device("cpu")
 
     def __init__(
-        self, form: Form, tensors: dict[str, torch.Tensor], eos_token_ids: frozenset[int]
+        self,
+        name: str,
+        form: Form,
+        tensors: dict[str, torch.Tensor],
+        eos_token_ids: frozenset[int],
     ) -> None:
         self._form = form
         self._tensors = tensors
-        self.name = form.name
+        self.name = name
         self.num_layers, self.num_heads = form.num_layers, form.num_heads
         self.kv_shape = KVCacheShape(form.num_layers, form.num_kv_heads, form.head_dim)
         self.vocab_size, self.max_model_len = form.vocab_size, form.max_model_len
@@ -139,14 +145,12 @@ class Form:
     """What a checkpoint computes, apart from its weights.
 
     Attributes:
-        name: The class in transformers.
         biased: Products of a layer that have a bias.
         has_rope: For each layer, whether queries and keys are rotated.
         is_tied: Whether the embedding is also the output head.
         eos_token_id: One, several, or None.
     """
 
-    name: str
     vocab_size: int
     width: int
     inner: int
@@ -229,7 +233,6 @@ def _form_of(config: dict[str, Any]) -> Form | None:
         raise KeyError("head_dim")
     has_rope = config["no_rope_layers"] if family == "smollm3" else [1] * num_layers
     return Form(
-        name=names[family],
         vocab_size=config["vocab_size"],
         width=config["hidden_size"],
         inner=config["intermediate_size"],

@@ -76,7 +76,7 @@ class LlamaModel(Protocol):
     """A Llama-like model, wherever its weights are.
 
     Attributes:
-        name: Its class in transformers.
+        name: Of where it came from, or its class in transformers.
         embedding: `[vocab_size, width]`.
         norm, head: What comes after the last layer.
         The others: See :class:`paged_engine.models.ModelRunner`.
@@ -118,7 +118,7 @@ class LlamaOfTransformers:
         inner: Any = runner.model.model
         self._layers = inner.layers
         self.rotation: Rotation = partial(_rotation, inner.rotary_emb)
-        self.name = type(runner.model).__name__
+        self.name = runner.name
         self.num_layers = len(inner.layers)
         self.num_heads: int = runner.model.config.num_attention_heads
         self.embedding: torch.Tensor = inner.embed_tokens.weight.detach()

@@ -46,10 +46,14 @@ class LlamaRunner:
         release: Whether the model's own weights are freed, layer by layer, as soon as they are
             packed.
 
+    Attributes:
+        name: See :class:`LlamaModel`.
+
     Weights are read once, here: what is done to the model's later has no effect.
     """
 
     def __init__(self, model: LlamaModel, kernels: Kernels, *, release: bool = False) -> None:
+        self.name = model.name
         self.kv_shape = model.kv_shape
         self.max_model_len = model.max_model_len
         self.dtype = model.dtype

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class TransformersRunner:
         attend: The attention backend.
 
     Attributes:
+        name: The last part of where the model came from, or its class.
         windows: For each layer how many keys a query sees, itself included; None: all.
 
     Raises:
@@ -67,6 +69,8 @@ class TransformersRunner:
         refuse_unservable(model)
         self.model = model.eval()
         self.attend = attend
+        came_from = getattr(model.config, "name_or_path", None) or ""
+        self.name = Path(came_from).name or type(model).__name__
         config = model.config.get_text_config()
         length = trained_length(config)
         calls = observe(model, length)

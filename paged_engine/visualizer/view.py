@@ -319,16 +319,9 @@ def _about(engine: Any) -> str:
     """Model, device and pool in a line."""
     config = engine.config
     runner = engine.core.runner
-    model = getattr(runner, "model", None)
-    name = (
-        getattr(getattr(model, "config", None), "name_or_path", "")
-        or type(model or runner).__name__
-    )
+    name = getattr(runner, "name", type(runner).__name__)
     dtype = str(runner.dtype).removeprefix("torch.")
-    return (
-        f"{Path(name).name} · {runner.device} {dtype} · {config.num_blocks} blocks of "
-        f"{config.block_size}"
-    )
+    return f"{name} · {runner.device} {dtype} · {config.num_blocks} blocks of {config.block_size}"
 
 
 __all__ = ["EngineView", "read_timeline"]

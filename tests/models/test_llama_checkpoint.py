@@ -212,6 +212,7 @@ def test_an_engine_says_what_transformers_says(name: str, tmp_path: Path) -> Non
     saved(tmp_path, family, **values)
     engine = engine_of(tmp_path, max_num_batched_tokens=16)
     assert isinstance(engine.core.runner, LlamaRunner)
+    assert engine.core.runner.name == tmp_path.name
     observed, params = Observed(engine), SamplingParams(max_tokens=12)
     asked = {engine.add_request(prompt_of(n, 5), params): params for n in (9, 26, 1, 17)}
     observed.run()
@@ -258,7 +259,7 @@ def test_the_probe_holds_the_runner_against_the_formula(
 
     monkeypatch.setattr(llama_runner, "pack_linear", doubled)
     saved(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM gives other logits packed"):
+    with pytest.raises(UnsupportedModelError, match=f"{tmp_path.name} gives other logits packed"):
         engine_of(tmp_path)
     engine_of(tmp_path, probe=False)
 

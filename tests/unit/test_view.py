@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from paged_engine import ContinuousEngine
+from paged_engine import ContinuousEngine, EngineConfig
 from paged_engine.errors import InvalidConfigError, PagedEngineError
+from paged_engine.models import tiny
 from paged_engine.visualizer import EngineView
+from paged_engine.visualizer.view import _about
 from tests.browser.runs import eventful
 from tests.engine.engine_helpers import greedy, oracle_engine
 from tests.helpers.fakes import ByteTokenizer, OracleModel
@@ -240,3 +242,16 @@ def test_a_log_that_is_none_is_refused_and_the_line_named(
     path.write_text("\n".join(spoil(lines())) + "\n", encoding="utf-8")
     with pytest.raises(PagedEngineError, match=said):
         EngineView.replay(path)
+
+
+def test_the_page_says_which_model_is_watched(tmp_path: Path) -> None:
+    """From a folder by its name, in memory by its class, and a reader's own by its own."""
+    folder = tmp_path / "a-tiny-model"
+    tiny().save_pretrained(folder)
+    engines = {
+        "a-tiny-model": ContinuousEngine.from_pretrained(str(folder), device="cpu", num_blocks=8),
+        "LlamaForCausalLM": ContinuousEngine(tiny(), config=EngineConfig(num_blocks=8)),
+        "OracleModel": oracle_engine(),
+    }
+    for name, engine in engines.items():
+        assert _about(engine).startswith(f"{name} · cpu ")
