@@ -24,8 +24,6 @@ _ROPE_NUMBERS = (
     "num_threads",
 )
 _PRODUCT_NUMBERS = ("rows", "depth", "columns", "num_threads")
-# With AVX-512 oneDNN is at the limit in fp32 and has units for bf16; SSE and NEON: not measured.
-_PANEL_COLUMNS_WITH_AVX2 = 24
 _SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
@@ -67,7 +65,7 @@ class Kernels:
 
     Attributes:
         panel_columns: Outputs in a panel of weights of each type, as `multiply` takes them.
-        multiplies_best: Whether `multiply` is faster than oneDNN on such a processor.
+        folder: Where the library lies, and what else was found out about this machine.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +82,7 @@ class Kernels:
         self._multiply = self._of_each_dtype("multiply", [ctypes.POINTER(ProductCall)])
         columns = self._of_each_dtype("panel_columns", [], integer)
         self.panel_columns: dict[torch.dtype, int] = {dtype: of() for dtype, of in columns.items()}
-        self.multiplies_best = self.panel_columns[torch.float32] == _PANEL_COLUMNS_WITH_AVX2
+        self.folder = path.parent
 
     def _of_each_dtype(
         self, name: str, arguments: list[Any], result: Any = None

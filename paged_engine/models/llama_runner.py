@@ -17,7 +17,8 @@ from paged_engine.batch import Batch
 from paged_engine.kernels.library import Kernels, RopeCall
 from paged_engine.kv_cache import PagedKVCache
 from paged_engine.models.llama_family import LlamaLayer, LlamaModel, Norm, Product
-from paged_engine.models.packed_linear import Linear, pack_linear
+from paged_engine.models.packed_linear import pack_linear
+from paged_engine.models.product_trial import Linear
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,22 +2,19 @@
 
 A weight of a checkpoint lies row after row.  Laid out in the order in which the inner loops read
 it, a product spends nothing on that at each call, and at batch 32 takes half as long.  Who does it
-best depends on the processor: our own kernel with AVX2 alone (`kernels/products.cpp`; at batch 1 to
-32 it takes 50 to 80 % of oneDNN's time in fp32, and bf16 half of its memory), oneDNN, which torch
-brings, with AVX-512 and with units for bf16.
+best depends on the processor: our own kernel (`kernels/products.cpp`), oneDNN, which torch brings,
+or torch without packing; `product_trial` finds out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 
 import torch
 
 from paged_engine.kernels.library import Kernels
-
-Linear = Callable[[torch.Tensor], torch.Tensor]
-"""`[T, in]`, dense, to `[T, out]`, of the same type."""
+from paged_engine.models.product_trial import Linear, Pack, fastest_way
 
 # oneDNN's layout is chosen for so many tokens; it serves all other numbers nearly as well.
 TYPICAL_TOKENS = 32
@@ -37,11 +34,25 @@ def pack_linear(
     """
     weight = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
     bias = None if biases is None else torch.cat([b.detach() for b in biases])
-    if kernels.multiplies_best and kernels.takes(weight.dtype):
-        return PanelLinear(kernels, weight, bias)
-    if can_pack(weight.dtype):
-        return partial(_multiply, weight=_packed(weight.contiguous()), bias=bias)
-    return partial(torch.nn.functional.linear, weight=weight, bias=bias)
+    way = best_way(kernels, weight.dtype, torch.get_num_threads())
+    return ways_to_multiply(kernels, weight.dtype)[way](weight, bias)
+
+
+@cache
+def best_way(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> str:
+    """The name of one of :func:`ways_to_multiply`: the fastest with so many threads."""
+    return fastest_way(ways_to_multiply(kernels, dtype), dtype, kernels.folder)
+
+
+def ways_to_multiply(kernels: Kernels, dtype: torch.dtype) -> dict[str, Pack]:
+    """All that there are here for numbers of that type, by name."""
+    ways: dict[str, Pack] = {}
+    if kernels.takes(dtype):
+        ways["panels"] = partial(PanelLinear, kernels)
+    if can_pack(dtype):
+        ways["oneDNN"] = _linear_of_onednn
+    ways["torch"] = _linear_of_torch
+    return ways
 
 
 class PanelLinear:
@@ -80,6 +91,14 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
     expected = torch.nn.functional.linear(x.float(), weight.float())
     return torch.allclose(result.float(), expected, rtol=0.02, atol=0.02 * float(expected.std()))
+
+
+def _linear_of_onednn(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    return partial(_multiply, weight=_packed(weight.contiguous()), bias=bias)
+
+
+def _linear_of_torch(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    return partial(torch.nn.functional.linear, weight=weight, bias=bias)
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from paged_engine import ContinuousEngine, EngineConfig, SamplingParams
 from paged_engine.errors import UnsupportedModelError
-from paged_engine.kernels.library import Kernels, load_kernels
+from paged_engine.kernels.library import load_kernels
 from paged_engine.models import (
     LlamaRunner,
     ModelRunner,
@@ -202,20 +202,17 @@ def test_without_memory_for_a_copy_the_modules_run_and_it_says_why(
     assert isinstance(runner_of(model, owns_model=True), LlamaRunner)
 
 
-WAYS = ["panels", "oneDNN", "neither"]
+WAYS = ["panels", "oneDNN", "torch"]
 
 
 @pytest.fixture
-def packed_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, torch.dtype], Kernels]:
-    """As if weights were best packed in that way here."""
+def packed_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, torch.dtype], None]:
+    """As if that way were the fastest here."""
 
-    def choose(way: str, dtype: torch.dtype) -> Kernels:
-        kernels = copy.copy(load_kernels())
-        kernels.multiplies_best = way == "panels"
+    def choose(way: str, dtype: torch.dtype) -> None:
         if way == "oneDNN" and not can_pack(dtype):
             pytest.skip(f"this torch does not pack {dtype} on this processor")
-        monkeypatch.setattr(packed_linear, "can_pack", lambda dtype: way == "oneDNN")
-        return kernels
+        monkeypatch.setattr(packed_linear, "best_way", lambda *_: way)
 
     return choose
 
@@ -224,12 +221,12 @@ def packed_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, torch.dtype], K
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_product_is_the_product(
-    dtype: torch.dtype, has_bias: bool, way: str, packed_by: Callable[[str, torch.dtype], Kernels]
+    dtype: torch.dtype, has_bias: bool, way: str, packed_by: Callable[[str, torch.dtype], None]
 ) -> None:
-    kernels = packed_by(way, dtype)
+    packed_by(way, dtype)
     parts = [nn.Linear(40, out, bias=has_bias).to(dtype) for out in (7, 24, 33)]
     biases = [part.bias for part in parts] if has_bias else None
-    packed = pack_linear(kernels, [part.weight for part in parts], biases)
+    packed = pack_linear(load_kernels(), [part.weight for part in parts], biases)
     assert isinstance(packed, PanelLinear) == (way == "panels")
     for count in (1, 5, 32, 70):
         x = torch.randn(count, 40).to(dtype)
@@ -245,11 +242,9 @@ def test_a_packed_product_is_the_product(
 def test_however_weights_are_packed_the_tokens_are_the_same(
     family: str,
     way: str,
-    packed_by: Callable[[str, torch.dtype], Kernels],
-    monkeypatch: pytest.MonkeyPatch,
+    packed_by: Callable[[str, torch.dtype], None],
 ) -> None:
-    kernels = packed_by(way, torch.float32)
-    monkeypatch.setattr(choice, "load_kernels", lambda: kernels)
+    packed_by(way, torch.float32)
     model = tiny(family)
     runner = runner_of(model)
     assert isinstance(runner, LlamaRunner)

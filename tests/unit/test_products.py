@@ -71,7 +71,6 @@ def test_each_set_of_instructions_with_enough_work_for_two_threads(
     kernels = kernels_for(capability)
     lanes = {"AVX512": 16, "AVX2": 8, "DEFAULT": 4}[capability]
     assert kernels.panel_columns == {torch.float32: 3 * lanes, torch.bfloat16: 2 * lanes}
-    assert kernels.multiplies_best == (capability == "AVX2")
     for rows in (1, 19, 250):
         assert product_error(kernels, rows, 576, 1001, dtype, has_bias=True) <= 1
 
