@@ -162,7 +162,8 @@ class Kernels:
         Args:
             x: `[T, depth]`, fp32, dense.
             panels: `[ceil(columns / panel_columns), depth, panel_columns]`, dense: the weight,
-                transposed, and zeros behind its last column.
+                transposed, and zeros behind its last column.  In bf16 a panel's columns are those
+                of two registers in turns: its 1st, its 17th (of 32), its 2nd, its 18th, ...
             bias: `[columns]`, fp32, or None.
             out: `[T, columns]`, dense, of the type of the panels.
         """

@@ -8,6 +8,10 @@
 //
 // Panels, blocks and tiles are those of Goto and van de Geijn, "Anatomy of high-performance matrix
 // multiplication", ACM TOMS 34(3), 2008.
+//
+// Weights in bf16 are turned into floats on the way into the registers.  In a panel the columns of
+// two registers lie one by one in turns, so that 32 bits hold a weight for each: a shift makes the
+// one, and a mask the other.
 
 #include "vectors.h"
 
@@ -35,11 +39,23 @@ constexpr int64_t WORTH_A_THREAD = 1 << 16;
 // Kept in step with library.py, field by field.
 struct Product {
     const float* x;      // [rows, depth], dense
-    const void* weights; // [panels, depth, COLUMNS<T>], zeros behind the last column
+    const void* weights; // [panels, depth, COLUMNS<T>], zeros behind the last column; bf16 in turns
     const float* bias;   // [columns], or null
     void* out;           // [rows, columns], dense, of the type of the weights
     int64_t rows, depth, columns, num_threads;
 };
+
+// The weights of a panel at one number of the depth.
+inline void load_columns(const float* from, Vec (&to)[REGISTERS<float>]) {
+    UNROLLED for (int c = 0; c < REGISTERS<float>; c++) to[c] = load(from + c * LANES);
+}
+
+inline void load_columns(const BFloat16* from, Vec (&to)[REGISTERS<BFloat16>]) {
+    Ints both;
+    std::memcpy(&both, from, sizeof both);
+    to[0] = Vec(both << 16);
+    to[1] = Vec(both & ~0xFFFF);
+}
 
 // Some rows of x from `row` on, times a block of a panel.
 template <typename T>
@@ -68,9 +84,7 @@ static void multiply_tile(const Product& a, const Tile<T>& tile, float* sums_so_
     if (tile.from > 0) each_sum([](Vec& sum, float* place) { sum = load(place); });
     for (int64_t i = 0; i < tile.to - tile.from; i++) {
         Vec weight[WIDTH];
-        UNROLLED for (int c = 0; c < WIDTH; c++) {
-            weight[c] = load(tile.weights + (i * WIDTH + c) * LANES);
-        }
+        load_columns(tile.weights + i * COLUMNS<T>, weight);
         __builtin_prefetch(tile.soon + i * tile.step);
         UNROLLED for (int r = 0; r < ROWS; r++) {
             UNROLLED for (int c = 0; c < WIDTH; c++) sums[r][c] += weight[c] * x[r * a.depth + i];

@@ -70,7 +70,9 @@ class PanelLinear:
         wide = kernels.panel_columns[weight.dtype]
         if missing := -self._columns % wide:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
-        self._panels = weight.reshape(-1, wide, depth).transpose(1, 2).contiguous()
+        in_turns = 2 if weight.dtype == torch.bfloat16 else 1  # registers whose columns are so
+        panels = weight.reshape(-1, in_turns, wide // in_turns, depth).permute(0, 3, 2, 1)
+        self._panels = panels.contiguous()
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,9 @@ Pack = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
 # One request that decodes, a full batch that does, and a prompt.
 NUM_TOKENS = (1, 32, 256)
-# Too large for the caches of most processors: the weights of a model come from memory, too.
-WEIGHT = (4096, 2048)
+# Matrices as in small models, where a call's own cost counts, too; together they are too large for
+# the caches of most processors, as the weights of a model are.
+WEIGHTS = (8, 1024, 1024)
 TRIES = 5
 # A way that takes so many times as long as the best is not tried with more tokens.
 HOPELESS = 3.0
@@ -66,16 +67,17 @@ def _try_all(
     ways: Mapping[str, Pack], dtype: torch.dtype, clock: Callable[[], float]
 ) -> dict[str, float]:
     """The geometric mean of each way's times, in seconds; a hopeless one's is infinite."""
-    weight = torch.linspace(-1, 1, math.prod(WEIGHT)).to(dtype).view(WEIGHT)
-    packed = {name: pack(weight, None) for name, pack in ways.items()}
+    weights = torch.linspace(-1, 1, math.prod(WEIGHTS)).to(dtype).view(WEIGHTS)
+    packed = {name: [pack(weight, None) for weight in weights] for name, pack in ways.items()}
     logarithms = dict.fromkeys(ways, 0.0)
     for count in NUM_TOKENS:
-        x = torch.ones(count, WEIGHT[1], dtype=dtype)
+        x = torch.ones(count, WEIGHTS[2], dtype=dtype)
         best = dict.fromkeys(packed, math.inf)
         for _ in range(TRIES):
-            for name, multiply in packed.items():  # in turns: a neighbour disturbs all of them
+            for name, products in packed.items():  # in turns: a neighbour disturbs all of them
                 began = clock()
-                multiply(x)
+                for multiply in products:
+                    multiply(x)
                 best[name] = min(best[name], clock() - began)
         for name, seconds in best.items():
             logarithms[name] += math.log(max(seconds, 1e-9))

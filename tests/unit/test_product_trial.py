@@ -43,7 +43,7 @@ class Race:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product_trial, "WEIGHT", (4, 2))
+    monkeypatch.setattr(product_trial, "WEIGHTS", (1, 4, 2))
 
 
 def test_the_fastest_wins_and_all_take_turns(tmp_path: Path) -> None:

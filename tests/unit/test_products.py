@@ -104,7 +104,9 @@ FAULTS = {
     "the bias of the first columns": ("load(a.bias + column, there)", "load(a.bias, there)"),
     "the last number of the depth is lost": ("i < tile.to -", "i + 1 < tile.to -"),
     "every row is the first": ("x[r * a.depth + i]", "x[i]"),
-    "the same registers twice": ("(i * WIDTH + c) * LANES", "i * WIDTH * LANES"),
+    "the same registers twice": ("load(from + c * LANES)", "load(from)"),
+    "the same half of 32 bits twice": ("Vec(both & ~0xFFFF)", "Vec(both << 16)"),
+    "a weight keeps the other half": ("Vec(both & ~0xFFFF)", "Vec(both & ~0xFF)"),
     "the last columns are lost": ("tile.column + c * LANES <", "tile.column + WIDTH * LANES <="),
     "the panel of other columns": ("panel * WIDE * a.depth", "0 * WIDE * a.depth"),
     "the last group is lost": ("group < groups;", "group < groups - (groups > 1);"),
@@ -129,5 +131,7 @@ def test_each_fault_in_the_source_is_seen(
 ) -> None:
     kernels = faulty_kernels("products.cpp", *FAULTS[name], monkeypatch, tmp_path)
     shapes = [(13, 30, 29), (98, 7, 9), (13, 700, 15)]
-    errors = [product_error(kernels, *shape, torch.float32, has_bias=True) for shape in shapes]
+    errors = [
+        product_error(kernels, *shape, dtype, has_bias=True) for shape in shapes for dtype in DTYPES
+    ]
     assert not all(error <= 100 for error in errors)  # NaN is no small error
