@@ -86,7 +86,7 @@ class CpuAttention:
             ).data_ptr(),
             q_token_stride=q.stride(0),
             q_head_stride=q.stride(1),
-            num_work=len(work.tiles),
+            num_work=work.tiles.shape[0],
             table_width=work.tables.shape[1],
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,

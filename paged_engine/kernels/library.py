@@ -167,13 +167,14 @@ class Kernels:
             bias: `[columns]`, fp32, or None.
             out: `[T, columns]`, dense, of the type of the panels.
         """
+        rows, depth = x.shape
         call = ProductCall(
             x=x.data_ptr(),
             weights=panels.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
             out=out.data_ptr(),
-            rows=len(x),
-            depth=x.shape[1],
+            rows=rows,
+            depth=depth,
             columns=out.shape[1],
             num_threads=torch.get_num_threads(),
         )

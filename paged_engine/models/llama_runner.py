@@ -88,7 +88,7 @@ class LlamaRunner:
             delta = layer.output(attended)
             norm(x, delta, layer.mlp_norm.weight, layer.mlp_norm.epsilon, normed)
             gate_and_up = layer.gate_and_up(normed)
-            inner = gate_and_up.new_empty(len(x), gate_and_up.shape[1] // 2)
+            inner = gate_and_up.new_empty(x.shape[0], gate_and_up.shape[1] // 2)
             self._kernels.silu_and_multiply(gate_and_up, inner)
             delta = layer.down(inner)
         assert delta is not None
@@ -108,6 +108,7 @@ class LlamaRunner:
     ) -> torch.Tensor:
         """`[T, num_heads * head_dim]`; keys and values are in the cache afterwards."""
         qkv = layer.qkv(x)
+        num_tokens = x.shape[0]
         cos, sin = rope
         k_cache = cache.k[number]
         call = RopeCall(
@@ -119,7 +120,7 @@ class LlamaRunner:
             sin=sin.data_ptr() if layer.has_rope else None,
             q_norm=None if layer.q_norm is None else layer.q_norm.weight.data_ptr(),
             k_norm=None if layer.k_norm is None else layer.k_norm.weight.data_ptr(),
-            num_tokens=len(x),
+            num_tokens=num_tokens,
             num_heads=self._num_heads,
             num_kv_heads=self.kv_shape.num_kv_heads,
             head_dim=self.kv_shape.head_dim,
@@ -129,13 +130,13 @@ class LlamaRunner:
             epsilon=0.0 if layer.q_norm is None else layer.q_norm.epsilon,
         )
         self._kernels.rope_and_write(call, self.dtype)
-        heads = qkv.view(len(x), -1, self.kv_shape.head_dim)
+        heads = qkv.view(num_tokens, -1, self.kv_shape.head_dim)
         first_key, first_value = self._num_heads, self._num_heads + self.kv_shape.num_kv_heads
         q, k, v = heads[:, :first_key], heads[:, first_key:first_value], heads[:, first_value:]
         attended = self._attend(
             q, k, v, number, cache, batch, scale=layer.scale, window=layer.window
         )
-        return attended.view(len(x), -1)
+        return attended.view(num_tokens, -1)
 
 
 def _pack(kernels: Kernels, layer: LlamaLayer) -> _Layer:

@@ -76,7 +76,7 @@ class PanelLinear:
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = x.new_empty(len(x), self._columns)
+        out = x.new_empty(x.shape[0], self._columns)
         self._kernels.multiply(x.float(), self._panels, self._bias, out)
         return out
 
