@@ -105,7 +105,9 @@ def test_a_figure_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch)
         (["--compare", "none"], []),
         (["--compare", "none", "--rate", "2"], []),
         (["--compare", "generate_batch,naive"], ["generate_batch", "naive"]),
-        (["--peers"], list(PEERS)),
+        (["--peers"], [name for name in PEERS if name != "naive-float32"]),
+        (["--peers", "--dtype", "bfloat16"], list(PEERS)),
+        (["--peers", "naive-float32"], ["naive-float32"]),
         (["--peers", "openvino,naive"], ["openvino", "naive"]),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 
 from paged_engine.benchmark.peers import PEERS as IN_PROCESS
 from paged_engine.benchmark.processes import rounds
-from paged_engine.benchmark.processes.engines import NAIVE, OURS, PEERS, Engine
+from paged_engine.benchmark.processes.engines import NAIVE, NAIVE_FLOAT32, OURS, PEERS, Engine
 from paged_engine.benchmark.processes.memory import peak_memory, processes_of
 from paged_engine.benchmark.processes.rounds import Measured
 from paged_engine.benchmark.processes.worker_process import (
@@ -195,6 +195,9 @@ def test_peak_memory_remembers_and_counts_a_shared_file_once(tmp_path: Path) -> 
 # Rounds ----------------------------------------------------------------------------------------
 
 
+NAIVES = {engine.name: engine for engine in (NAIVE, NAIVE_FLOAT32)}
+
+
 def compared(
     *behaviours: str, num_rounds: int = 2, dtype: str = "float32", naive: str = "good"
 ) -> tuple[list[Measured], list[str], list[str]]:
@@ -202,13 +205,13 @@ def compared(
     started: list[str] = []
     said: list[str] = []
     engines = [
-        NAIVE if behaviour == "naive" else Engine(behaviour, "family", "w", install="pip install x")
+        NAIVES.get(behaviour, Engine(behaviour, "family", "w", install="pip install x"))
         for behaviour in behaviours
     ]
 
     def start(engine: Engine) -> WorkerProcess:
         started.append(engine.name)
-        return fake(naive if engine == NAIVE else engine.name)
+        return fake(naive if engine.name in NAIVES else engine.name)
 
     limits = replace(LIMITS, dtype=dtype)
     measured = rounds.compare(engines, start, JOBS, limits, num_rounds, say=said.append)
@@ -258,8 +261,17 @@ def test_outputs_are_held_against_float32_in_every_precision() -> None:
     """In bfloat16 that is one more run; in float32 only where it has not been."""
     (naive, _), started, _ = compared("naive", "good", dtype="bfloat16", naive="bfloat16 differs")
     assert naive.num_identical == 1
-    assert started == ["naive", "good"] * 3 + ["naive"]
-    assert compared("good", num_rounds=1)[1] == ["good", "good", "naive"]
+    assert started == ["naive", "good"] * 3 + ["naive-float32"]
+    assert compared("good", num_rounds=1)[1] == ["good", "good", "naive-float32"]
+
+
+@LINUX
+def test_float32_may_take_turns_with_bfloat16() -> None:
+    (naive, good), started, _ = compared(
+        "naive-float32", "good", dtype="bfloat16", naive="bfloat16 differs"
+    )
+    assert started == ["naive-float32", "good"] * 3
+    assert (naive.num_identical, good.num_identical) == (2, 2)
 
 
 @LINUX
@@ -278,7 +290,7 @@ def test_of_all_rounds_the_one_with_the_fewest_identical_outputs_counts() -> Non
 def test_without_the_right_tokens_nothing_is_counted() -> None:
     (good,), _, said = compared("good", num_rounds=1, naive="no load")
     assert good.num_identical is None and good.failure is None
-    assert "naive: ValueError" in said[-2]
+    assert "naive-float32: ValueError" in said[-2]
 
 
 # The workers -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from paged_engine.benchmark.processes.engines import NAIVE, Engine
+from paged_engine.benchmark.processes.engines import NAIVE_FLOAT32, Engine
 from paged_engine.benchmark.processes.worker_process import (
     MissingError,
     WorkerError,
@@ -109,7 +109,7 @@ def compare(
 
 
 def _load(worker: WorkerProcess, engine: Engine, jobs: Sequence[Job], limits: Limits) -> str:
-    asked = asdict(replace(limits, mode=engine.mode))
+    asked = asdict(replace(limits, mode=engine.mode, dtype=engine.dtype or limits.dtype))
     first = _message([replace(jobs[0], num_output_tokens=1)])[0]
     return str(worker.ask({"do": "load", "limits": asked, "first": first}, "ready")["version"])
 
@@ -179,14 +179,14 @@ def _expected(
     """What transformers generates in float32, one by one: from its turn, or from one more run."""
     if not any(score.outputs for score in scores):
         return None
-    if limits.dtype == "float32":
-        for score in scores:
-            if score.engine == NAIVE and score.outputs:
-                return score.outputs[0]
+    for score in scores:
+        in_float32 = (score.engine.dtype or limits.dtype) == "float32"
+        if in_float32 and score.engine.mode == NAIVE_FLOAT32.mode and score.outputs:
+            return score.outputs[0]
     say("the tokens that are right, from transformers in float32")
     tokens: Tokens | None = None
-    with _excused(_Score(NAIVE), say), start(NAIVE) as worker:
-        _load(worker, NAIVE, jobs, replace(limits, dtype="float32"))
+    with _excused(_Score(NAIVE_FLOAT32), say), start(NAIVE_FLOAT32) as worker:
+        _load(worker, NAIVE_FLOAT32, jobs, limits)
         tokens = _run(worker, jobs)[1]
     return tokens
 
