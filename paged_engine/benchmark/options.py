@@ -268,11 +268,8 @@ def _processes(options: argparse.Namespace) -> list[str]:
             )
         if not Path(path).is_file():
             raise InvalidConfigError(f"--peer-python is {given}, and there is no file {path}")
-    all_of_them = [
-        name for name, engine in PROCESSES.items() if engine.dtype != options.dtype
-    ]  # who has a precision of its own is there twice else
-    if options.peers == ALL:
-        return all_of_them
+    if options.peers == ALL:  # one that has this precision by itself is there without, too
+        return [name for name, engine in PROCESSES.items() if engine.dtype != options.dtype]
     return _chosen("peers", options.peers, tuple(PROCESSES), ALL)
 
 

@@ -56,7 +56,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
         (["--figure", "x.gif"], "ends in .png or .svg or .pdf"),
         (
             ["--peers", "naive,vllm"],
-            "'vllm'; expected some of naive,static,generate_batch,vllm-eager",
+            "'vllm'; expected some of naive,naive-float32,static,generate_batch,vllm-eager",
         ),
         (["--peers", "naive,naive"], "each name once"),
         (["--peers", "none"], "'none'; expected some of"),
