@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,13 @@ class CpuAttention:
         soft_cap: float | None = None,
         sinks: torch.Tensor | None = None,
         rope: tuple[torch.Tensor, torch.Tensor] | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """See the class.
+
+        Args:
+            out: `[T, num_heads, value_dim]`, dense, for the result; None: it is made.
+        """
         if q.dtype != cache.k.dtype or not self._kernels.takes(q.dtype) or q.device.type != "cpu":
             raise InvalidConfigError(
                 f"the attention 'cpu' was given queries of {q.dtype} on {q.device} and a cache of "
@@ -63,44 +70,55 @@ class CpuAttention:
         k_cache, v_cache = cache.k[layer], cache.v[layer]
         num_heads, head_dim = q.shape[1:]
         num_kv_heads, value_dim = k_cache.shape[1], v_cache.shape[-1]
-        plan = f"cpu {num_heads // num_kv_heads}"  # layers may differ in it, and tiles with them
-        if plan not in batch.memo:
-            batch.memo[plan] = _plan(batch, cache, num_heads // num_kv_heads)
-        work: _Work = batch.memo[plan]
         if q.stride(-1) != 1:
             q = q.contiguous()
         if sinks is not None:
             sinks = sinks.float().contiguous()
-        num_threads = torch.get_num_threads()
-        out = q.new_empty(q.shape[0], num_heads, value_dim)
+        if out is None:
+            out = q.new_empty(q.shape[0], num_heads, value_dim)
         call = AttentionCall(
             q=q.data_ptr(),
             out=out.data_ptr(),
             k_cache=k_cache.data_ptr(),
             v_cache=v_cache.data_ptr(),
-            block_tables=work.tables.data_ptr(),
-            work=work.tiles.data_ptr(),
             sinks=None if sinks is None else sinks.data_ptr(),
-            scratch=self._scratch_for(
-                num_threads, work.most_rows, num_kv_heads, head_dim, value_dim
-            ).data_ptr(),
             q_token_stride=q.stride(0),
             q_head_stride=q.stride(1),
-            num_work=work.tiles.shape[0],
-            table_width=work.tables.shape[1],
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             value_dim=value_dim,
             block_size=cache.block_size,
             window=window or 0,
-            num_threads=num_threads,
-            most_rows=work.most_rows,
+            num_threads=torch.get_num_threads(),
             scale=scale,
             soft_cap=soft_cap or 0.0,
         )
+        self.renew([call], cache, batch)
         self._kernels.attend(call, q.dtype)
         return out
+
+    def renew(self, calls: Sequence[AttentionCall], cache: PagedKVCache, batch: Batch) -> None:
+        """Set all that changes from step to step, where the tokens are as many as before.
+
+        Args:
+            calls: One or more, of layers with the same numbers of heads.
+            cache, batch: As in a call.
+        """
+        some = calls[0]
+        heads_per_kv = some.num_heads // some.num_kv_heads
+        plan = f"cpu {heads_per_kv}"  # layers may differ in it, and tiles with them
+        if plan not in batch.memo:
+            batch.memo[plan] = _plan(batch, cache, heads_per_kv)
+        work: _Work = batch.memo[plan]
+        scratch = self._scratch_for(
+            some.num_threads, work.most_rows, some.num_kv_heads, some.head_dim, some.value_dim
+        )
+        tables, tiles = work.tables.data_ptr(), work.tiles.data_ptr()
+        table_width, num_work = work.tables.shape[1], work.tiles.shape[0]
+        for call in calls:
+            call.block_tables, call.work, call.scratch = tables, tiles, scratch.data_ptr()
+            call.table_width, call.num_work, call.most_rows = table_width, num_work, work.most_rows
 
     def _scratch_for(self, num_threads: int, *sizes: int) -> torch.Tensor:
         size = num_threads * self._kernels.scratch_size(*sizes)

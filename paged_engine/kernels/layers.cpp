@@ -27,22 +27,32 @@ static void normalise(const T* x, const float* weight, float epsilon, int64_t wi
     }
 }
 
+// Kept in step with library.py, field by field, as are the other calls.
+struct AddAndNorm {
+    void* x;              // [rows, width], changed in place
+    const void* delta;    // [rows, width], or null
+    const float* weight;  // [width]
+    void* out;            // [rows, width]
+    int64_t rows, width, num_threads;
+    float epsilon;
+};
+
 // x += delta, unless delta is null; then out = norm(x).
-// x, delta and out are [rows, width]; weight is [width].
 template <typename T>
-static void add_and_norm(T* x, const T* delta, const float* weight, T* out, int64_t rows,
-                         int64_t width, float epsilon, int64_t num_threads) {
-#pragma omp parallel for num_threads(threads_for(rows * width, num_threads))
-    for (int64_t row = 0; row < rows; row++) {
-        T* here = x + row * width;
-        if (delta) {
-            const T* more = delta + row * width;
-            for (int64_t i = 0; i < width; i += LANES) {
-                put(load(here + i, width - i) + load(more + i, width - i), here + i, width - i);
+static int64_t add_and_norm(const AddAndNorm& a) {
+#pragma omp parallel for num_threads(threads_for(a.rows * a.width, a.num_threads))
+    for (int64_t row = 0; row < a.rows; row++) {
+        T* x = static_cast<T*>(a.x) + row * a.width;
+        if (a.delta) {
+            const T* delta = static_cast<const T*>(a.delta) + row * a.width;
+            for (int64_t i = 0; i < a.width; i += LANES) {
+                const int64_t n = a.width - i;
+                put(load(x + i, n) + load(delta + i, n), x + i, n);
             }
         }
-        normalise(here, weight, epsilon, width, out + row * width);
+        normalise(x, a.weight, a.epsilon, a.width, static_cast<T*>(a.out) + row * a.width);
     }
+    return 0;
 }
 
 // 1 / (1 + e^-x), without overflow on either side.
@@ -51,22 +61,29 @@ static Vec sigmoid(Vec x) {
     return (x < all(0.0f) ? small : all(1.0f)) / (1.0f + small);
 }
 
+struct SiluAndMultiply {
+    const void* gate_and_up;  // [rows, 2 * width]
+    void* out;                // [rows, width]
+    int64_t rows, width, num_threads;
+};
+
 // out = silu(gate) * up, where each row of `gate_and_up` is [gate, up] (SwiGLU, arXiv 2002.05202).
 template <typename T>
-static void silu_and_multiply(const T* gate_and_up, T* out, int64_t rows, int64_t width,
-                              int64_t num_threads) {
-#pragma omp parallel for num_threads(threads_for(rows * width, num_threads))
-    for (int64_t row = 0; row < rows; row++) {
-        const T* gate = gate_and_up + row * 2 * width;
-        const T* up = gate + width;
-        for (int64_t i = 0; i < width; i += LANES) {
-            Vec x = load(gate + i, width - i);
-            put(x * sigmoid(x) * load(up + i, width - i), out + row * width + i, width - i);
+static int64_t silu_and_multiply(const SiluAndMultiply& a) {
+#pragma omp parallel for num_threads(threads_for(a.rows * a.width, a.num_threads))
+    for (int64_t row = 0; row < a.rows; row++) {
+        const T* gate = static_cast<const T*>(a.gate_and_up) + row * 2 * a.width;
+        const T* up = gate + a.width;
+        T* out = static_cast<T*>(a.out) + row * a.width;
+        for (int64_t i = 0; i < a.width; i += LANES) {
+            const int64_t n = a.width - i;
+            Vec x = load(gate + i, n);
+            put(x * sigmoid(x) * load(up + i, n), out + i, n);
         }
     }
+    return 0;
 }
 
-// Kept in step with library.py, field by field.
 struct RopeAndWrite {
     void* qkv;             // [T, (num_heads + 2 * num_kv_heads) * head_dim]; q is changed in place
     void* k_cache;         // of this layer: [num_blocks, num_kv_heads, block_size, head_dim]
@@ -124,21 +141,6 @@ static int64_t rope_and_write(const RopeAndWrite& a) {
     return 0;
 }
 
-#define FOR_BOTH(T, NAME)                                                                        \
-    extern "C" void add_and_norm_##NAME(void* x, const void* delta, const float* weight,         \
-                                        void* out, int64_t rows, int64_t width, float epsilon,   \
-                                        int64_t num_threads) {                                   \
-        add_and_norm(static_cast<T*>(x), static_cast<const T*>(delta), weight,                   \
-                     static_cast<T*>(out), rows, width, epsilon, num_threads);                   \
-    }                                                                                            \
-    extern "C" void silu_and_multiply_##NAME(const void* gate_and_up, void* out, int64_t rows,   \
-                                             int64_t width, int64_t num_threads) {               \
-        silu_and_multiply(static_cast<const T*>(gate_and_up), static_cast<T*>(out), rows, width, \
-                          num_threads);                                                          \
-    }                                                                                            \
-    extern "C" int64_t rope_and_write_##NAME(const RopeAndWrite* a) {                            \
-        return rope_and_write<T>(*a);                                                            \
-    }
-
-FOR_BOTH(float, float)
-FOR_BOTH(BFloat16, bfloat16)
+FOR_BOTH(add_and_norm, AddAndNorm)
+FOR_BOTH(silu_and_multiply, SiluAndMultiply)
+FOR_BOTH(rope_and_write, RopeAndWrite)

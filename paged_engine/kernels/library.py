@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 
 from paged_engine.errors import InvariantError
 from paged_engine.kernels.build import INSTRUCTIONS, library
+from paged_engine.kernels.tape import Tape
 
 _POINTERS = ("q", "out", "k_cache", "v_cache", "block_tables", "work", "sinks", "scratch")
 _NUMBERS = (
@@ -24,6 +28,7 @@ _ROPE_NUMBERS = (
     "num_threads",
 )
 _PRODUCT_NUMBERS = ("rows", "depth", "columns", "num_threads")
+_ROW_NUMBERS = ("rows", "width", "num_threads")
 _SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
 
@@ -45,6 +50,25 @@ class RopeCall(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _ROPE_POINTERS),
         *((name, ctypes.c_int64) for name in _ROPE_NUMBERS),
         ("epsilon", ctypes.c_float),
+    ]
+
+
+class NormCall(ctypes.Structure):
+    """`struct AddAndNorm` of layers.cpp, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "delta", "weight", "out")),
+        *((name, ctypes.c_int64) for name in _ROW_NUMBERS),
+        ("epsilon", ctypes.c_float),
+    ]
+
+
+class SiluCall(ctypes.Structure):
+    """`struct SiluAndMultiply` of layers.cpp, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("gate_and_up", "out")),
+        *((name, ctypes.c_int64) for name in _ROW_NUMBERS),
     ]
 
 
@@ -72,27 +96,43 @@ class Kernels:
         self._library: Any = ctypes.CDLL(str(path))
         self._library.paged_attention_scratch_size.restype = ctypes.c_int64
         self._library.paged_attention_scratch_size.argtypes = [ctypes.c_int64] * 4
-        integer, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
-        self._attend = self._of_each_dtype("paged_attention", [ctypes.POINTER(AttentionCall)])
-        self._rope = self._of_each_dtype("rope_and_write", [ctypes.POINTER(RopeCall)], integer)
-        self._norm = self._of_each_dtype(
-            "add_and_norm", [*[pointer] * 4, integer, integer, number, integer]
-        )
-        self._silu = self._of_each_dtype("silu_and_multiply", [pointer] * 2 + [integer] * 3)
-        self._multiply = self._of_each_dtype("multiply", [ctypes.POINTER(ProductCall)])
-        columns = self._of_each_dtype("panel_columns", [], integer)
+        self._library.run_calls.restype = ctypes.c_int64
+        self._library.run_calls.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        self._attend = self._of_each_dtype("paged_attention")
+        self._rope = self._of_each_dtype("rope_and_write")
+        self._norm = self._of_each_dtype("add_and_norm")
+        self._silu = self._of_each_dtype("silu_and_multiply")
+        self._multiply = self._of_each_dtype("multiply")
+        columns = self._of_each_dtype("panel_columns", [])
         self.panel_columns: dict[torch.dtype, int] = {dtype: of() for dtype, of in columns.items()}
         self.folder = path.parent
+        self._recording = _Recording()
 
     def _of_each_dtype(
-        self, name: str, arguments: list[Any], result: Any = None
+        self, name: str, arguments: Sequence[Any] = (ctypes.c_void_p,)
     ) -> dict[torch.dtype, Any]:
         functions = {
             dtype: getattr(self._library, f"{name}_{its}") for dtype, its in _SUFFIXES.items()
         }
         for function in functions.values():
-            function.argtypes, function.restype = arguments, result
+            function.argtypes, function.restype = arguments, ctypes.c_int64
         return functions
+
+    @contextmanager
+    def record(self) -> Iterator[Tape]:
+        """What this thread calls meanwhile is done, and is on the tape, to be done again."""
+        assert self._recording.tape is None, "one tape at a time"
+        tape = self._recording.tape = Tape(self._library.run_calls)
+        try:
+            yield tape
+        finally:
+            self._recording.tape = None
+
+    def _run(self, functions: dict[torch.dtype, Any], dtype: torch.dtype, call: Any) -> int:
+        function = functions[dtype]
+        if self._recording.tape is not None:
+            self._recording.tape.add(function, call)
+        return int(function(ctypes.addressof(call)))
 
     def scratch_size(self, most_rows: int, num_kv_heads: int, head_dim: int, value_dim: int) -> int:
         """Floats that a thread needs for attention."""
@@ -105,7 +145,7 @@ class Kernels:
 
     def attend(self, call: AttentionCall, dtype: torch.dtype) -> None:
         """Attention of one layer; see paged_attention.cpp."""
-        self._attend[dtype](ctypes.byref(call))
+        self._run(self._attend, dtype, call)
 
     def rope_and_write(self, call: RopeCall, dtype: torch.dtype) -> None:
         """Rotate one layer's queries and keys, and write keys and values; see layers.cpp.
@@ -113,11 +153,7 @@ class Kernels:
         Raises:
             InvariantError: A slot is none of the cache; nothing was written.
         """
-        if foreign := self._rope[dtype](ctypes.byref(call)):
-            raise InvariantError(
-                f"{foreign} tokens were to be written to slots that the cache does not have; "
-                f"expected 0 to {call.num_slots - 1}"
-            )
+        check_slots(self._run(self._rope, dtype, call), call.num_slots)
 
     def add_and_norm(
         self,
@@ -134,21 +170,30 @@ class Kernels:
             weight: `[width]`, fp32.
             epsilon: Keeps the root from zero.
         """
-        self._norm[x.dtype](
-            x.data_ptr(),
-            None if delta is None else delta.data_ptr(),
-            weight.data_ptr(),
-            out.data_ptr(),
-            *x.shape,
-            epsilon,
-            torch.get_num_threads(),
+        rows, width = x.shape
+        call = NormCall(
+            x=x.data_ptr(),
+            delta=None if delta is None else delta.data_ptr(),
+            weight=weight.data_ptr(),
+            out=out.data_ptr(),
+            rows=rows,
+            width=width,
+            num_threads=torch.get_num_threads(),
+            epsilon=epsilon,
         )
+        self._run(self._norm, x.dtype, call)
 
     def silu_and_multiply(self, gate_and_up: torch.Tensor, out: torch.Tensor) -> None:
         """`out = silu(gate) * up`: `[T, 2 * width]` to `[T, width]`, both dense."""
-        self._silu[out.dtype](
-            gate_and_up.data_ptr(), out.data_ptr(), *out.shape, torch.get_num_threads()
+        rows, width = out.shape
+        call = SiluCall(
+            gate_and_up=gate_and_up.data_ptr(),
+            out=out.data_ptr(),
+            rows=rows,
+            width=width,
+            num_threads=torch.get_num_threads(),
         )
+        self._run(self._silu, out.dtype, call)
 
     def multiply(
         self,
@@ -160,7 +205,7 @@ class Kernels:
         """`out = x @ weight.T + bias`; see products.cpp.
 
         Args:
-            x: `[T, depth]`, fp32, dense.
+            x: `[T, depth]`, dense, of the type of the panels.
             panels: `[ceil(columns / panel_columns), depth, panel_columns]`, dense: the weight,
                 transposed, and zeros behind its last column.  In bf16 a panel's columns are those
                 of two registers in turns: its 1st, its 17th (of 32), its 2nd, its 18th, ...
@@ -178,7 +223,26 @@ class Kernels:
             columns=out.shape[1],
             num_threads=torch.get_num_threads(),
         )
-        self._multiply[panels.dtype](ctypes.byref(call))
+        self._run(self._multiply, panels.dtype, call)
+
+
+class _Recording(threading.local):
+    """What a thread's calls are recorded on: those of another engine's thread are its own."""
+
+    tape: Tape | None = None
+
+
+def check_slots(foreign: int, num_slots: int) -> None:
+    """Raise if `rope_and_write` found slots that are none of the cache's.
+
+    Raises:
+        InvariantError: There were `foreign` of them.
+    """
+    if foreign:
+        raise InvariantError(
+            f"{foreign} tokens were to be written to slots that the cache does not have; "
+            f"expected 0 to {num_slots - 1}"
+        )
 
 
 @cache

@@ -370,7 +370,7 @@ static void attend(const Attention& a, const Scratch& scratch, const int64_t* wo
 }
 
 template <typename T>
-static void attend_all(const Attention& a) {
+static int64_t paged_attention(const Attention& a) {
     const int64_t size = paged_attention_scratch_size(a.most_rows, a.num_kv_heads, a.head_dim,
                                                       a.value_dim);
     const int64_t group = a.num_heads / a.num_kv_heads;
@@ -392,7 +392,7 @@ static void attend_all(const Attention& a) {
             }
         }
     }
+    return 0;
 }
 
-extern "C" void paged_attention_float(const Attention* a) { attend_all<float>(*a); }
-extern "C" void paged_attention_bfloat16(const Attention* a) { attend_all<BFloat16>(*a); }
+FOR_BOTH(paged_attention, Attention)

@@ -13,6 +13,8 @@
 // two registers lie one by one in turns, so that 32 bits hold a weight for each: a shift makes the
 // one, and a mask the other.
 
+#include <vector>
+
 #include "vectors.h"
 
 // As many sums as registers can hold beside the weights: there are 32 with AVX-512, else 16.
@@ -38,10 +40,10 @@ constexpr int64_t WORTH_A_THREAD = 1 << 16;
 
 // Kept in step with library.py, field by field.
 struct Product {
-    const float* x;      // [rows, depth], dense
+    const void* x;       // [rows, depth], dense, of the type of the weights
     const void* weights; // [panels, depth, COLUMNS<T>], zeros behind the last column; bf16 in turns
     const float* bias;   // [columns], or null
-    void* out;           // [rows, columns], dense, of the type of the weights
+    void* out;           // [rows, columns], dense, of that type too
     int64_t rows, depth, columns, num_threads;
 };
 
@@ -72,7 +74,7 @@ struct Tile {
 template <int ROWS, typename T>
 static void multiply_tile(const Product& a, const Tile<T>& tile, float* sums_so_far) {
     constexpr int WIDTH = REGISTERS<T>;
-    const float* x = a.x + tile.row * a.depth + tile.from;
+    const float* x = static_cast<const float*>(a.x) + tile.row * a.depth + tile.from;
     Vec sums[ROWS][WIDTH] = {};
     const auto each_sum = [&](auto what) {
         UNROLLED for (int r = 0; r < ROWS; r++) {
@@ -133,20 +135,41 @@ static void multiply_panel(const Product& a, int64_t first, int64_t rows, int64_
     }
 }
 
+static int threads_for(int64_t numbers, const Product& a) {
+    return numbers < WORTH_A_THREAD ? 1 : int(a.num_threads);
+}
+
+// The rows of x as floats: themselves, or in memory that is kept for the next call.
+static const float* floats_of(const float* x, const Product&) { return x; }
+
+static const float* floats_of(const BFloat16* x, const Product& a) {
+    static thread_local std::vector<float> kept;
+    if (int64_t(kept.size()) < a.rows * a.depth) kept.resize(a.rows * a.depth);
+    float* floats = kept.data();
+#pragma omp parallel for num_threads(threads_for(a.rows * a.depth, a))
+    for (int64_t row = 0; row < a.rows; row++) {
+        for (int64_t i = row * a.depth; i < (row + 1) * a.depth; i += LANES) {
+            const int64_t there = (row + 1) * a.depth - i;
+            put(load(x + i, there), floats + i, there);
+        }
+    }
+    return floats;
+}
+
 template <typename T>
-static void multiply(const Product& a) {
+static int64_t multiply(Product a) {
     const int64_t panels = pieces_of(a.columns, COLUMNS<T>), groups = pieces_of(a.rows, ROWS_AT_ONCE);
-    const bool is_worth_it = a.rows * a.depth * a.columns >= WORTH_A_THREAD;
-#pragma omp parallel for collapse(2) num_threads(is_worth_it ? int(a.num_threads) : 1)
+    a.x = floats_of(static_cast<const T*>(a.x), a);
+#pragma omp parallel for collapse(2) num_threads(threads_for(a.rows * a.depth * a.columns, a))
     for (int64_t group = 0; group < groups; group++) {
         for (int64_t panel = 0; panel < panels; panel++) {
             const int64_t first = part(a.rows, group, groups);
             multiply_panel<T>(a, first, part(a.rows, group + 1, groups) - first, panel);
         }
     }
+    return 0;
 }
 
 extern "C" int64_t panel_columns_float() { return COLUMNS<float>; }
 extern "C" int64_t panel_columns_bfloat16() { return COLUMNS<BFloat16>; }
-extern "C" void multiply_float(const Product* a) { multiply<float>(*a); }
-extern "C" void multiply_bfloat16(const Product* a) { multiply<BFloat16>(*a); }
+FOR_BOTH(multiply, Product)

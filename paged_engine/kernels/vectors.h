@@ -24,6 +24,16 @@ typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
 
+// Makes a kernel of `KERNEL<T>(CALL)` for each type of numbers.  All kernels have the same
+// signature, so that they can be listed and called one after the other; see calls.cpp.
+#define FOR_BOTH(KERNEL, CALL)                                      \
+    extern "C" int64_t KERNEL##_float(const void* call) {           \
+        return KERNEL<float>(*static_cast<const CALL*>(call));      \
+    }                                                               \
+    extern "C" int64_t KERNEL##_bfloat16(const void* call) {        \
+        return KERNEL<BFloat16>(*static_cast<const CALL*>(call));   \
+    }
+
 // A number of 16 bits: the upper half of a float.
 struct BFloat16 {
     uint16_t bits;

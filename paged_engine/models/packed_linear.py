@@ -75,9 +75,11 @@ class PanelLinear:
         self._panels = panels.contiguous()
         self._bias = None if bias is None else bias.float()
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = x.new_empty(x.shape[0], self._columns)
-        self._kernels.multiply(x.float(), self._panels, self._bias, out)
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """See :data:`Linear`; the result is put where it may be."""
+        if out is None:
+            out = x.new_empty(x.shape[0], self._columns)
+        self._kernels.multiply(x, self._panels, self._bias, out)
         return out
 
 
@@ -96,11 +98,12 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def _linear_of_onednn(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    return partial(_multiply, weight=_packed(weight.contiguous()), bias=bias)
+    packed = _packed(weight.contiguous())
+    return lambda x, out=None: _multiply(x, packed, bias)
 
 
 def _linear_of_torch(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    return partial(torch.nn.functional.linear, weight=weight, bias=bias)
+    return lambda x, out=None: torch.nn.functional.linear(x, weight, bias)
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

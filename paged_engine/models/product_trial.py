@@ -17,11 +17,23 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-Linear = Callable[[torch.Tensor], torch.Tensor]
-"""`[T, in]`, dense, to `[T, out]`, of the same type."""
+
+class Linear(Protocol):
+    """A product with weights that it holds."""
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """`[T, in]` to `[T, out]`, both dense and of the type of the weights.
+
+        Args:
+            x: What is multiplied.
+            out: Where the result may be put; it may as well be elsewhere.
+        """
+
+
 Pack = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 """A weight `[out, in]` and a bias `[out]`, or None, laid out for one way of multiplying."""
 

@@ -255,7 +255,7 @@ def test_the_probe_holds_the_runner_against_the_formula(
 ) -> None:
     def doubled(*arguments: Any) -> Any:
         right = pack_linear(*arguments)
-        return lambda x: 2 * right(x)
+        return lambda x, out=None: 2 * right(x)
 
     monkeypatch.setattr(llama_runner, "pack_linear", doubled)
     saved(tmp_path)

@@ -120,6 +120,7 @@ FAULTS = {
     "tiles share their sums": ("sums_so_far + begin * WIDE", "sums_so_far"),
     "a group begins at the first row": ("{first + begin, panel", "{begin, panel"),
     "a tile of one row fewer": ("multiply_tile<ROWS>(a,", "multiply_tile<(ROWS + 1) / 2>(a,"),
+    "the last number of a row is lost": ("load(x + i, there)", "load(x + i, there - 1)"),
     "rows lie closer": ("out + r * a.columns", "out + r * (a.columns - 1)"),
 }  # fmt: skip
 

@@ -1,0 +1,20 @@
+// Kernels one after the other, without Python in between.
+//
+// A decode step calls some three hundred of them, and between two calls Python takes as long as a
+// short one does.  What a step called can be called again, with other numbers in the same memory, as
+// a CUDA graph is: kernels/tape.py.
+
+#include <cstdint>
+
+struct Call {
+    int64_t (*kernel)(const void*);
+    const void* argument;
+};
+
+// Stops at the first that does not return 0, and returns what it did.
+extern "C" int64_t run_calls(const Call* calls, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        if (const int64_t failed = calls[i].kernel(calls[i].argument)) return failed;
+    }
+    return 0;
+}
