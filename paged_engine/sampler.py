@@ -57,7 +57,8 @@ def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Sampled]:
     """
     raw = logits.float()
     adjusted = _adjust(raw, requests)
-    token_ids = adjusted.argmax(dim=-1).tolist()
+    # the first of the largest, as argmax, which takes twice as long on a CPU
+    token_ids = adjusted.max(dim=-1).indices.tolist()
 
     drawn = [s for s, r in enumerate(requests) if not r.params.is_greedy]
     for filtered in (True, False):
