@@ -25,6 +25,8 @@ FILES = (
     "tests/unit/test_cpu_attention.py",
     "tests/unit/test_layer_kernels.py",
     "tests/unit/test_products.py",
+    "tests/unit/test_tape.py",
+    "tests/models/test_taped_steps.py",
 )
 LIBRARIES = {"g++": "libasan.so", "clang++": "libclang_rt.asan-x86_64.so"}
 OVERRUN = """\
