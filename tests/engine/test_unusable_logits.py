@@ -157,10 +157,14 @@ PROMPT = [(7 * i) % 190 + 3 for i in range(40)]
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("attention", ["cpu", "sdpa", "reference"])
-def test_neighbours_of_a_spoiled_request_are_equal_to_the_last_bit(
+def test_neighbours_of_a_spoiled_request_notice_nothing(
     family: str, value: float, attention: str
 ) -> None:
-    """It gets block 0, with which a careless engine pads the tables of its shorter neighbours."""
+    """It gets block 0, with which a careless engine pads the tables of its shorter neighbours.
+
+    Not to the last bit: it leaves the batch at once, and some processors multiply fewer rows in
+    another order.
+    """
 
     def serve(spoil: bool) -> dict[str, Any]:
         model, engine = tiny_engine(family, attention)
@@ -185,7 +189,9 @@ def test_neighbours_of_a_spoiled_request_are_equal_to_the_last_bit(
     assert "last" not in spoiled  # it ended at once
     for name in ("short", "middle"):
         assert spoiled[name].finish_reason == "length"
-        assert spoiled[name].logprobs == clean[name].logprobs
+        assert spoiled[name].token_ids == clean[name].token_ids
+        for got, wanted in zip(spoiled[name].logprobs, clean[name].logprobs, strict=True):
+            assert dict(got.top) == pytest.approx(dict(wanted.top), abs=1e-5)
 
 
 def _first_chunk(ids: list[int]) -> list[int]:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from paged_engine import sampler
+
 SMALLEST_MARGIN = 1e-3
 SMALLEST_VOCABULARY = 256  # of the models in the notebooks; fewer are toys written by hand
 
@@ -22,7 +24,7 @@ class Choice:
 
 
 class Watch:
-    """Notes the margin of every choice by `argmax`, which the engine's sampler uses as well.
+    """Notes the margin of every choice by `argmax`, and by the engine's sampler.
 
     Attributes:
         cell: What is running.
@@ -34,12 +36,17 @@ class Watch:
         self.cell = ""
         self.choices: list[Choice] = []
         self.is_on = True
-        argmax = torch.Tensor.argmax
+        argmax, largest = torch.Tensor.argmax, sampler._largest
 
         def watched_argmax(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             self._note(tensor)
             return argmax(tensor, *args, **kwargs)
 
+        def watched_largest(logits: torch.Tensor) -> torch.Tensor:
+            self._note(logits)
+            return largest(logits)
+
+        monkeypatch.setattr(sampler, "_largest", watched_largest)
         monkeypatch.setattr(torch.Tensor, "argmax", watched_argmax)
         monkeypatch.setattr(torch, "argmax", watched_argmax)
 
