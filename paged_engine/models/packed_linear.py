@@ -56,7 +56,7 @@ def ways_to_multiply(kernels: Kernels, dtype: torch.dtype) -> dict[str, Pack]:
 
 
 class PanelLinear:
-    """See :data:`Linear`; by our own kernel.
+    """See :class:`Linear`; by our own kernel.
 
     Args:
         kernels: That have it.
@@ -76,7 +76,7 @@ class PanelLinear:
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """See :data:`Linear`; the result is put where it may be."""
+        """See :class:`Linear`; the result is put where it may be."""
         if out is None:
             out = x.new_empty(x.shape[0], self._columns)
         self._kernels.multiply(x, self._panels, self._bias, out)
