@@ -26,10 +26,13 @@ from paged_engine.errors import KernelsUnavailableError
 SOURCES = Path(__file__).parent
 TIMEOUT = 300  # seconds for the compiler
 
-# What each kind of processor may use, by the name that torch gives it.
+_AVX2 = ["-mavx2", "-mfma"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+# What each kind of processor may use, by the name that torch gives it; BF16: with dot products.
 INSTRUCTIONS = {
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"],
-    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512_BF16": [*_AVX512, "-mavx512bf16"],
+    "AVX512": _AVX512,
+    "AVX2": _AVX2,
     "DEFAULT": [],
 }
 # NaN and infinity keep their meaning: -ffast-math would take it from them.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from paged_engine.errors import InvariantError
+from paged_engine.errors import InvariantError, KernelsUnavailableError
 from paged_engine.kernels.build import INSTRUCTIONS, library
 from paged_engine.kernels.tape import Tape
 
@@ -30,6 +30,8 @@ _ROPE_NUMBERS = (
 _PRODUCT_NUMBERS = ("rows", "depth", "columns", "num_threads")
 _ROW_NUMBERS = ("rows", "width", "num_threads")
 _SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
+# The ways to multiply of products.cpp, by name: the numbers that each takes.
+PRODUCTS = {"floats": torch.float32, "widened_pairs": torch.bfloat16, "dots": torch.bfloat16}
 
 
 class AttentionCall(ctypes.Structure):
@@ -88,7 +90,8 @@ class Kernels:
         path: Of the library.
 
     Attributes:
-        panel_columns: Outputs in a panel of weights of each type, as `multiply` takes them.
+        panel_columns: Outputs in a panel of weights, for each way to multiply.
+        has_dots: Whether the processor does "dots" in one instruction; else it is slow.
         folder: Where the library lies, and what else was found out about this machine.
     """
 
@@ -102,21 +105,21 @@ class Kernels:
         self._rope = self._of_each_dtype("rope_and_write")
         self._norm = self._of_each_dtype("add_and_norm")
         self._silu = self._of_each_dtype("silu_and_multiply")
-        self._multiply = self._of_each_dtype("multiply")
-        columns = self._of_each_dtype("panel_columns", [])
-        self.panel_columns: dict[torch.dtype, int] = {dtype: of() for dtype, of in columns.items()}
+        self._multiply = {way: self._function(f"multiply_{way}") for way in PRODUCTS}
+        self.panel_columns: dict[str, int] = {
+            way: self._function(f"panel_columns_{way}", ())() for way in PRODUCTS
+        }
+        self.has_dots = bool(self._function("has_dots", ())())
         self.folder = path.parent
         self._recording = _Recording()
 
-    def _of_each_dtype(
-        self, name: str, arguments: Sequence[Any] = (ctypes.c_void_p,)
-    ) -> dict[torch.dtype, Any]:
-        functions = {
-            dtype: getattr(self._library, f"{name}_{its}") for dtype, its in _SUFFIXES.items()
-        }
-        for function in functions.values():
-            function.argtypes, function.restype = arguments, ctypes.c_int64
-        return functions
+    def _function(self, name: str, arguments: Sequence[Any] = (ctypes.c_void_p,)) -> Any:
+        function = getattr(self._library, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int64
+        return function
+
+    def _of_each_dtype(self, name: str) -> dict[torch.dtype, Any]:
+        return {dtype: self._function(f"{name}_{its}") for dtype, its in _SUFFIXES.items()}
 
     @contextmanager
     def record(self) -> Iterator[Tape]:
@@ -128,8 +131,7 @@ class Kernels:
         finally:
             self._recording.tape = None
 
-    def _run(self, functions: dict[torch.dtype, Any], dtype: torch.dtype, call: Any) -> int:
-        function = functions[dtype]
+    def _run(self, function: Any, call: Any) -> int:
         if self._recording.tape is not None:
             self._recording.tape.add(function, call)
         return int(function(ctypes.addressof(call)))
@@ -145,7 +147,7 @@ class Kernels:
 
     def attend(self, call: AttentionCall, dtype: torch.dtype) -> None:
         """Attention of one layer; see paged_attention.cpp."""
-        self._run(self._attend, dtype, call)
+        self._run(self._attend[dtype], call)
 
     def rope_and_write(self, call: RopeCall, dtype: torch.dtype) -> None:
         """Rotate one layer's queries and keys, and write keys and values; see layers.cpp.
@@ -153,7 +155,7 @@ class Kernels:
         Raises:
             InvariantError: A slot is none of the cache; nothing was written.
         """
-        check_slots(self._run(self._rope, dtype, call), call.num_slots)
+        check_slots(self._run(self._rope[dtype], call), call.num_slots)
 
     def add_and_norm(
         self,
@@ -181,7 +183,7 @@ class Kernels:
             num_threads=torch.get_num_threads(),
             epsilon=epsilon,
         )
-        self._run(self._norm, x.dtype, call)
+        self._run(self._norm[x.dtype], call)
 
     def silu_and_multiply(self, gate_and_up: torch.Tensor, out: torch.Tensor) -> None:
         """`out = silu(gate) * up`: `[T, 2 * width]` to `[T, width]`, both dense."""
@@ -193,10 +195,11 @@ class Kernels:
             width=width,
             num_threads=torch.get_num_threads(),
         )
-        self._run(self._silu, out.dtype, call)
+        self._run(self._silu[out.dtype], call)
 
     def multiply(
         self,
+        way: str,
         x: torch.Tensor,
         panels: torch.Tensor,
         bias: torch.Tensor | None,
@@ -205,12 +208,13 @@ class Kernels:
         """`out = x @ weight.T + bias`; see products.cpp.
 
         Args:
-            x: `[T, depth]`, dense, of the type of the panels.
-            panels: `[ceil(columns / panel_columns), depth, panel_columns]`, dense: the weight,
-                transposed, and zeros behind its last column.  In bf16 a panel's columns are those
-                of two registers in turns: its 1st, its 17th (of 32), its 2nd, its 18th, ...
+            way: One of `PRODUCTS`.
+            x: `[T, depth]`, dense.
+            panels: `[ceil(columns / panel_columns[way]), depth, panel_columns[way]]`, dense: the
+                weight, transposed, and zeros behind its last column.  In bf16
+                `[.., ceil(depth / 2), .., 2]`: two weights of a column lie beside each other.
             bias: `[columns]`, fp32, or None.
-            out: `[T, columns]`, dense, of the type of the panels.
+            out: `[T, columns]`, dense.  It, x and the panels are of the type that the way takes.
         """
         rows, depth = x.shape
         call = ProductCall(
@@ -223,7 +227,7 @@ class Kernels:
             columns=out.shape[1],
             num_threads=torch.get_num_threads(),
         )
-        self._run(self._multiply, panels.dtype, call)
+        self._run(self._multiply[way], call)
 
 
 class _Recording(threading.local):
@@ -254,5 +258,18 @@ def load_kernels() -> Kernels:
     Raises:
         KernelsUnavailableError: They cannot be had here; it says why.
     """
-    capability = os.environ.get("PAGED_ENGINE_ISA") or torch.backends.cpu.get_cpu_capability()
+    capability = os.environ.get("PAGED_ENGINE_ISA") or processor_capability()
+    if capability == "AVX512_BF16":
+        with suppress(KernelsUnavailableError):  # a compiler may be older than the processor
+            return Kernels(library(capability))
+        capability = "AVX512"
     return Kernels(library(capability if capability in INSTRUCTIONS else "DEFAULT"))
+
+
+def processor_capability() -> str:
+    """The key of `INSTRUCTIONS` with the most that this processor has."""
+    known = torch.backends.cpu.get_cpu_capability()
+    features: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    if known == "AVX512" and features().get("avx512_bf16"):  # older torch does not know it
+        return "AVX512_BF16"
+    return known if known in INSTRUCTIONS else "DEFAULT"

@@ -2,7 +2,7 @@
 
 A weight of a checkpoint lies row after row.  Laid out in the order in which the inner loops read
 it, a product spends nothing on that at each call, and at batch 32 takes half as long.  Who does it
-best depends on the processor: our own kernel (`kernels/products.cpp`), oneDNN, which torch brings,
+best depends on the processor: our own kernels (`kernels/products.cpp`), oneDNN, which torch brings,
 or torch without packing; `product_trial` finds out.
 """
 
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from functools import cache, partial
 
 import torch
+from torch.nn.functional import linear, pad
 
-from paged_engine.kernels.library import Kernels
+from paged_engine.kernels.library import PRODUCTS, Kernels
 from paged_engine.models.product_trial import Linear, Pack, fastest_way
 
 # oneDNN's layout is chosen for so many tokens; it serves all other numbers nearly as well.
@@ -47,8 +48,9 @@ def best_way(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> str:
 def ways_to_multiply(kernels: Kernels, dtype: torch.dtype) -> dict[str, Pack]:
     """All that there are here for numbers of that type, by name."""
     ways: dict[str, Pack] = {}
-    if kernels.takes(dtype):
-        ways["panels"] = partial(PanelLinear, kernels)
+    for way, its_dtype in PRODUCTS.items():
+        if dtype == its_dtype and (way != "dots" or kernels.has_dots):
+            ways[way] = partial(PanelLinear, kernels, way)
     if can_pack(dtype):
         ways["oneDNN"] = _linear_of_onednn
     ways["torch"] = _linear_of_torch
@@ -56,30 +58,33 @@ def ways_to_multiply(kernels: Kernels, dtype: torch.dtype) -> dict[str, Pack]:
 
 
 class PanelLinear:
-    """See :class:`Linear`; by our own kernel.
+    """See :class:`Linear`; by our own kernels.
 
     Args:
-        kernels: That have it.
-        weight: `[out, in]`, of fp32 or bf16.
+        kernels: That have them.
+        way: Which of them, a key of `PRODUCTS`.
+        weight: `[out, in]`, of the type that it takes.
         bias: `[out]`, or None.
     """
 
-    def __init__(self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, kernels: Kernels, way: str, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
         self._kernels = kernels
+        self._way = way
         self._columns, depth = weight.shape
-        wide = kernels.panel_columns[weight.dtype]
-        if missing := -self._columns % wide:
-            weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
-        in_turns = 2 if weight.dtype == torch.bfloat16 else 1  # registers whose columns are so
-        panels = weight.reshape(-1, in_turns, wide // in_turns, depth).permute(0, 3, 2, 1)
-        self._panels = panels.contiguous()
+        wide = kernels.panel_columns[way]
+        in_turns = 1 if weight.dtype == torch.float32 else 2  # numbers of the depth that are so
+        weight = pad(weight, (0, -depth % in_turns, 0, -self._columns % wide))
+        panels = weight.reshape(-1, wide, weight.shape[1] // in_turns, in_turns)
+        self._panels = panels.transpose(1, 2).contiguous()
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """See :class:`Linear`; the result is put where it may be."""
         if out is None:
             out = x.new_empty(x.shape[0], self._columns)
-        self._kernels.multiply(x, self._panels, self._bias, out)
+        self._kernels.multiply(self._way, x, self._panels, self._bias, out)
         return out
 
 
@@ -93,7 +98,7 @@ def can_pack(dtype: torch.dtype) -> bool:
             result = _multiply(x, _packed(weight), None)
     except (AttributeError, NotImplementedError, RuntimeError):  # unknown, or not for this type
         return False
-    expected = torch.nn.functional.linear(x.float(), weight.float())
+    expected = linear(x.float(), weight.float())
     return torch.allclose(result.float(), expected, rtol=0.02, atol=0.02 * float(expected.std()))
 
 
@@ -103,7 +108,7 @@ def _linear_of_onednn(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear
 
 
 def _linear_of_torch(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    return lambda x, out=None: torch.nn.functional.linear(x, weight, bias)
+    return lambda x, out=None: linear(x, weight, bias)
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

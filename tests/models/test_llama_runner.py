@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from paged_engine import ContinuousEngine, EngineConfig, SamplingParams
 from paged_engine.errors import UnsupportedModelError
-from paged_engine.kernels.library import load_kernels
+from paged_engine.kernels.library import PRODUCTS, load_kernels
 from paged_engine.models import (
     LlamaRunner,
     ModelRunner,
@@ -23,7 +24,7 @@ from paged_engine.models import (
     tiny,
 )
 from paged_engine.models.llama_family import FAMILIES, num_weights
-from paged_engine.models.packed_linear import PanelLinear, can_pack, pack_linear
+from paged_engine.models.packed_linear import PanelLinear, pack_linear, ways_to_multiply
 from tests.helpers.parity import Observed, Truth, assert_parity, prompt_of
 
 LLAMA_LIKE = {name.lower() for name in FAMILIES}
@@ -202,7 +203,8 @@ def test_without_memory_for_a_copy_the_modules_run_and_it_says_why(
     assert isinstance(runner_of(model, owns_model=True), LlamaRunner)
 
 
-WAYS = ["panels", "oneDNN", "torch"]
+NUMBERS = [torch.float32, torch.bfloat16]
+WAYS = [*PRODUCTS.items(), *itertools.product(("oneDNN", "torch"), NUMBERS)]
 
 
 @pytest.fixture
@@ -210,16 +212,15 @@ def packed_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, torch.dtype], N
     """As if that way were the fastest here."""
 
     def choose(way: str, dtype: torch.dtype) -> None:
-        if way == "oneDNN" and not can_pack(dtype):
-            pytest.skip(f"this torch does not pack {dtype} on this processor")
+        if way not in ways_to_multiply(load_kernels(), dtype):
+            pytest.skip(f"this processor has no way {way} for {dtype}, or this torch has not")
         monkeypatch.setattr(packed_linear, "best_way", lambda *_: way)
 
     return choose
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "dtype"), WAYS)
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_packed_product_is_the_product(
     dtype: torch.dtype, has_bias: bool, way: str, packed_by: Callable[[str, torch.dtype], None]
 ) -> None:
@@ -227,7 +228,7 @@ def test_a_packed_product_is_the_product(
     parts = [nn.Linear(40, out, bias=has_bias).to(dtype) for out in (7, 24, 33)]
     biases = [part.bias for part in parts] if has_bias else None
     packed = pack_linear(load_kernels(), [part.weight for part in parts], biases)
-    assert isinstance(packed, PanelLinear) == (way == "panels")
+    assert isinstance(packed, PanelLinear) == (way in PRODUCTS)
     for count in (1, 5, 32, 70):
         x = torch.randn(count, 40).to(dtype)
         with torch.inference_mode():
@@ -237,7 +238,7 @@ def test_a_packed_product_is_the_product(
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way, dtype in WAYS if dtype == torch.float32])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # without biases, and with
 def test_however_weights_are_packed_the_tokens_are_the_same(
     family: str,
@@ -248,5 +249,5 @@ def test_however_weights_are_packed_the_tokens_are_the_same(
     model = tiny(family)
     runner = runner_of(model)
     assert isinstance(runner, LlamaRunner)
-    assert isinstance(runner._head, PanelLinear) == (way == "panels")
+    assert isinstance(runner._head, PanelLinear) == (way in PRODUCTS)
     assert_served(model)

@@ -28,7 +28,8 @@ HEAD_CALLS = 2  # kernels of a step behind its layers: the last norm, and the he
 @pytest.fixture(autouse=True)
 def panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is taped; another way of multiplying may be faster here."""
-    monkeypatch.setattr(packed_linear, "best_way", lambda *_: "panels")
+    ways = {torch.float32: "floats", torch.bfloat16: "widened_pairs"}
+    monkeypatch.setattr(packed_linear, "best_way", lambda kernels, dtype, *_: ways[dtype])
 
 
 class Run:
@@ -64,9 +65,9 @@ def counted() -> Iterator[list[str]]:
     """What Python calls meanwhile."""
     run, calls = Kernels._run, []
 
-    def counting(self: Kernels, functions: object, dtype: torch.dtype, call: object) -> int:
+    def counting(self: Kernels, function: object, call: object) -> int:
         calls.append(type(call).__name__)
-        return run(self, functions, dtype, call)  # type: ignore[arg-type]
+        return run(self, function, call)
 
     Kernels._run = counting  # type: ignore[method-assign, assignment]
     try:

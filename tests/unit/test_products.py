@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paged_engine.kernels.build import INSTRUCTIONS
-from paged_engine.kernels.library import Kernels, load_kernels
+from paged_engine.kernels.library import PRODUCTS, Kernels, load_kernels
 from paged_engine.models.packed_linear import PanelLinear
 from tests.helpers.faulty_kernels import faulty_kernels, kernels_for
 
-DTYPES = [torch.float32, torch.bfloat16]
+WAYS = list(PRODUCTS)
 # Of a result: fp32 adds up in the order of the depth, and bf16 is rounded once at the end.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
@@ -30,15 +30,16 @@ def nothing_is_right_by_chance() -> Iterator[None]:
 
 
 def product_error(
-    kernels: Kernels, rows: int, depth: int, columns: int, dtype: torch.dtype, *, has_bias: bool
+    kernels: Kernels, rows: int, depth: int, columns: int, way: str, *, has_bias: bool
 ) -> float:
     """The largest difference, in units of what rounding may do."""
+    dtype = PRODUCTS[way]
     draw = torch.Generator().manual_seed(rows * depth + columns)
     x = torch.randn(rows, depth, generator=draw).to(dtype)
     weight = torch.randn(columns, depth, generator=draw).to(dtype)
     bias = torch.randn(columns, generator=draw).to(dtype) if has_bias else None
     before = x.clone()
-    got = PanelLinear(kernels, weight, bias)(x)
+    got = PanelLinear(kernels, way, weight, bias)(x)
     assert got.dtype == dtype and got.shape == (rows, columns) and torch.equal(x, before)
     exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     # what is added up, without signs: the sums may cancel, their rounding does not
@@ -48,42 +49,43 @@ def product_error(
 
 
 @given(
-    # tiles of 4 to 12 rows, groups of 96; panels of 8 to 48 columns, in blocks of 170 to 682 of the
-    # depth: around the borders
+    # tiles of 4 to 12 rows, groups of 96; panels of 8 to 48 columns; blocks of 341 (16 lanes, fp32)
+    # to 4096 of the depth, odd ones too: around the borders
     st.sampled_from([1, 2, 5, 6, 7, 11, 12, 13, 24, 95, 97, 200]),
     st.sampled_from([1, 2, 15, 64, 341, 342, 700, 1100]),
     st.sampled_from([1, 3, 8, 12, 15, 16, 17, 24, 25, 33, 49, 100]),
-    st.sampled_from(DTYPES),
+    st.sampled_from(WAYS),
     st.booleans(),
 )
 def test_a_product_is_the_product(
-    rows: int, depth: int, columns: int, dtype: torch.dtype, has_bias: bool
+    rows: int, depth: int, columns: int, way: str, has_bias: bool
 ) -> None:
     kernels = load_kernels()
-    assert product_error(kernels, rows, depth, columns, dtype, has_bias=has_bias) <= 1
+    assert product_error(kernels, rows, depth, columns, way, has_bias=has_bias) <= 1
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("capability", sorted(INSTRUCTIONS))
 def test_each_set_of_instructions_with_enough_work_for_two_threads(
-    capability: str, dtype: torch.dtype
+    capability: str, way: str
 ) -> None:
     kernels = kernels_for(capability)
-    lanes = {"AVX512": 16, "AVX2": 8, "DEFAULT": 4}[capability]
-    assert kernels.panel_columns == {torch.float32: 3 * lanes, torch.bfloat16: 2 * lanes}
+    lanes = {"AVX512_BF16": 16, "AVX512": 16, "AVX2": 8, "DEFAULT": 4}[capability]
+    registers = {"floats": 3, "widened_pairs": 2, "dots": 2}
+    assert kernels.panel_columns == {its: wide * lanes for its, wide in registers.items()}
     for rows in (1, 19, 250):
-        assert product_error(kernels, rows, 576, 1001, dtype, has_bias=True) <= 1
+        assert product_error(kernels, rows, 577, 1001, way, has_bias=True) <= 1
 
 
 def test_nothing_is_no_error() -> None:
-    out = PanelLinear(load_kernels(), torch.ones(5, 3), None)(torch.empty(0, 3))
+    out = PanelLinear(load_kernels(), "floats", torch.ones(5, 3), None)(torch.empty(0, 3))
     assert out.shape == (0, 5)
 
 
 def test_a_nan_stays_in_its_row_and_infinity_in_its_column() -> None:
     x, weight = torch.randn(9, 20).abs() + 0.1, torch.randn(40, 20).abs() + 0.1
     x[4, 7], weight[21, 3] = float("nan"), float("inf")
-    out = PanelLinear(load_kernels(), weight, None)(x)
+    out = PanelLinear(load_kernels(), "floats", weight, None)(x)
     rest = torch.ones(9, 40, dtype=torch.bool)
     rest[4], rest[:, 21] = False, False
     assert out[4].isnan().all() and out[rest].isfinite().all()
@@ -92,7 +94,8 @@ def test_a_nan_stays_in_its_row_and_infinity_in_its_column() -> None:
 
 def test_a_row_gets_the_same_bits_alone_and_in_a_batch() -> None:
     """Whoever joins the batch changes nobody's logits."""
-    x, packed = torch.randn(100, 64), PanelLinear(load_kernels(), torch.randn(50, 64), None)
+    x = torch.randn(100, 64)
+    packed = PanelLinear(load_kernels(), "floats", torch.randn(50, 64), None)
     together = packed(x)
     assert all(torch.equal(packed(x[i : i + 1])[0], together[i]) for i in range(100))
 
@@ -103,24 +106,28 @@ FAULTS = {
     "the bias is left out": ("put(sums[r][c] + bias, ", "put(sums[r][c], "),
     "the bias of the first columns": ("load(a.bias + column, there)", "load(a.bias, there)"),
     "the last number of the depth is lost": ("i < tile.to -", "i + 1 < tile.to -"),
-    "every row is the first": ("x[r * a.depth + i]", "x[i]"),
-    "the same registers twice": ("load(from + c * LANES)", "load(from)"),
-    "the same half of 32 bits twice": ("Vec(both & ~0xFFFF)", "Vec(both << 16)"),
-    "a weight keeps the other half": ("Vec(both & ~0xFFFF)", "Vec(both & ~0xFF)"),
+    "every row is the first": ("x[r * a.steps + i]", "x[i]"),
+    "the same registers twice": ("COLUMNS<Way> + c * LANES", "COLUMNS<Way>"),
+    "the same half of 32 bits twice": ("Vec(pairs & ~0xFFFF)", "Vec(pairs << 16)"),
+    "a weight keeps the other half": ("Vec(pairs & ~0xFFFF)", "Vec(pairs & ~0xFF)"),
+    "the second of x is the first": ("* x.second", "* x.first"),
+    "an odd depth ends with what was there": ("steps - 1, 0, sizeof", "steps - 1, 255, sizeof"),
+    "an odd depth is read where it lies": ("&& a.depth % Way::NUMBERS == 0", ""),
+    "the rows lie one number closer": ("x + row * a.depth + i", "x + row * (a.depth - 1) + i"),
     "the last columns are lost": ("tile.column + c * LANES <", "tile.column + WIDTH * LANES <="),
-    "the panel of other columns": ("panel * WIDE * a.depth", "0 * WIDE * a.depth"),
+    "the panel of other columns": ("panel * WIDE * a.steps", "0 * WIDE * a.steps"),
     "the last group is lost": ("group < groups;", "group < groups - (groups > 1);"),
     "the last panel is lost": ("panel < panels;", "panel < panels - (panels > 1);"),
     "the last tile is lost": ("tile < tiles;", "tile < tiles - (tiles > 1);"),
     "the last block is lost": ("block < blocks;", "block < blocks - (blocks > 1);"),
     "each block is the first": ("weights + from * WIDE", "weights + 0 * WIDE"),
-    "each block is the first of x": ("tile.row * a.depth + tile.from", "tile.row * a.depth"),
-    "the blocks before are forgotten": ("tile.from > 0", "tile.from > a.depth"),
-    "each block is the last": ("tile.to < a.depth", "tile.to < 0"),
+    "each block is the first of x": ("tile.row * a.steps + tile.from", "tile.row * a.steps"),
+    "the blocks before are forgotten": ("tile.from > 0", "tile.from > a.steps"),
+    "each block is the last": ("tile.to < a.steps", "tile.to < 0"),
     "tiles share their sums": ("sums_so_far + begin * WIDE", "sums_so_far"),
     "a group begins at the first row": ("{first + begin, panel", "{begin, panel"),
-    "a tile of one row fewer": ("multiply_tile<ROWS>(a,", "multiply_tile<(ROWS + 1) / 2>(a,"),
-    "the last number of a row is lost": ("load(x + i, there)", "load(x + i, there - 1)"),
+    "a tile of one row fewer": ("tile<Way, ROWS>(a,", "tile<Way, (ROWS + 1) / 2>(a,"),
+    "the last number of a row is lost": ("a.depth + i, there)", "a.depth + i, there - 1)"),
     "rows lie closer": ("out + r * a.columns", "out + r * (a.columns - 1)"),
 }  # fmt: skip
 
@@ -131,8 +138,8 @@ def test_each_fault_in_the_source_is_seen(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kernels = faulty_kernels("products.cpp", *FAULTS[name], monkeypatch, tmp_path)
-    shapes = [(13, 30, 29), (98, 7, 9), (13, 700, 15)]
+    shapes = [(13, 30, 29), (98, 7, 9), (13, 2801, 15)]  # 12 columns of floats: blocks of 1365
     errors = [
-        product_error(kernels, *shape, dtype, has_bias=True) for shape in shapes for dtype in DTYPES
+        product_error(kernels, *shape, way, has_bias=True) for shape in shapes for way in WAYS
     ]
     assert not all(error <= 100 for error in errors)  # NaN is no small error
