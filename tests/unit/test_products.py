@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from paged_engine.kernels.build import INSTRUCTIONS
 from paged_engine.kernels.library import PRODUCTS, Kernels, load_kernels
+from paged_engine.models import packed_linear
 from paged_engine.models.packed_linear import PanelLinear
 from tests.helpers.faulty_kernels import faulty_kernels, kernels_for
 
@@ -80,6 +81,16 @@ def test_each_set_of_instructions_with_enough_work_for_two_threads(
 def test_nothing_is_no_error() -> None:
     out = PanelLinear(load_kernels(), "floats", torch.ones(5, 3), None)(torch.empty(0, 3))
     assert out.shape == (0, 5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_weight_that_needs_no_padding_is_not_copied_for_it(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding copies even where nothing is missing, and the largest weight sets peak memory."""
+    kernels = load_kernels()
+    monkeypatch.setattr(packed_linear, "pad", lambda *_: pytest.fail("it was padded"))
+    PanelLinear(kernels, way, torch.ones(2 * kernels.panel_columns[way], 6).to(PRODUCTS[way]), None)
 
 
 def test_a_nan_stays_in_its_row_and_infinity_in_its_column() -> None:
