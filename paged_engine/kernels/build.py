@@ -28,9 +28,11 @@ TIMEOUT = 300  # seconds for the compiler
 
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+# What compilers older than the processor do not know, and the sources do without.
+_NEWER = ["-mavx512bf16"]
 # What each kind of processor may use, by the name that torch gives it; BF16: with dot products.
 INSTRUCTIONS = {
-    "AVX512_BF16": [*_AVX512, "-mavx512bf16"],
+    "AVX512_BF16": [*_AVX512, *_NEWER],
     "AVX512": _AVX512,
     "AVX2": _AVX2,
     "DEFAULT": [],
@@ -98,22 +100,22 @@ def _compile(command: list[str], target: Path) -> None:
     print("paged_engine: compiling its CPU kernels, once, for some seconds", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        sources = sorted(str(path) for path in SOURCES.glob("*.cpp"))
-        try:
-            done = subprocess.run(
-                [*command, "-o", str(made), *sources],
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise KernelsUnavailableError(f"{command[0]} could not be run: {error}") from error
+        end = ["-o", str(made), *sorted(str(path) for path in SOURCES.glob("*.cpp"))]
+        done = _run([*command, *end])
+        if done.returncode != 0 and not set(_NEWER).isdisjoint(command):
+            done = _run([*(flag for flag in command if flag not in _NEWER), *end])
         if done.returncode != 0:
             said = done.stderr.strip().splitlines()
             why = next((line for line in said if "error" in line), (said or ["no reason given"])[0])
             raise KernelsUnavailableError(f"{command[0]} could not compile the kernels: {why}")
         os.replace(made, target)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailableError(f"{command[0]} could not be run: {error}") from error
 
 
 def _openmp() -> list[str]:

@@ -6,14 +6,14 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from paged_engine.errors import InvariantError, KernelsUnavailableError
+from paged_engine.errors import InvariantError
 from paged_engine.kernels.build import INSTRUCTIONS, library
 from paged_engine.kernels.tape import Tape
 
@@ -259,10 +259,6 @@ def load_kernels() -> Kernels:
         KernelsUnavailableError: They cannot be had here; it says why.
     """
     capability = os.environ.get("PAGED_ENGINE_ISA") or processor_capability()
-    if capability == "AVX512_BF16":
-        with suppress(KernelsUnavailableError):  # a compiler may be older than the processor
-            return Kernels(library(capability))
-        capability = "AVX512"
     return Kernels(library(capability if capability in INSTRUCTIONS else "DEFAULT"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,17 @@ from paged_engine import attention
 from paged_engine.attention import CpuAttention, SdpaAttention, get_backend
 from paged_engine.errors import KernelsUnavailableError
 from paged_engine.kernels import build
+from paged_engine.kernels.library import Kernels, processor_capability
 from paged_engine.models import tiny
 
 REPO = Path(__file__).resolve().parents[2]
 COUNTING = """#!/bin/sh
 echo run >> {log}
+exec {compiler} "$@"
+"""
+
+OLD = """#!/bin/sh
+case "$*" in *bf16*) echo "error: unrecognized command-line option" >&2; exit 1;; esac
 exec {compiler} "$@"
 """
 
@@ -49,6 +56,44 @@ def test_it_is_compiled_once_and_says_so(
     assert build.library("DEFAULT") == path and runs(compiler) == 1
     assert capsys.readouterr().err == ""
     assert {p.name for p in path.parent.iterdir()} <= {"kernels.so", "kernels.lock"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flag is for such processors")
+def test_a_compiler_older_than_the_processor_leaves_out_the_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "old"
+    script.write_text(OLD.format(compiler=build.find_compiler()))
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("PAGED_ENGINE_CACHE", str(tmp_path / "cache"))
+    path = build.library("AVX512_BF16")
+    assert not Kernels(path).has_dots
+    capsys.readouterr()
+    assert build.library("AVX512_BF16") == path and capsys.readouterr().err == ""  # it is kept
+    monkeypatch.delenv("CXX")
+    assert Kernels(build.library("AVX512_BF16")).has_dots
+
+
+@pytest.mark.parametrize(
+    ("known", "features", "capability"),
+    [
+        ("AVX512", {"avx512_bf16": True}, "AVX512_BF16"),
+        ("AVX512", {"avx512_bf16": False}, "AVX512"),
+        ("AVX512", None, "AVX512"),  # as in older torch
+        ("AVX2", {"avx512_bf16": True}, "AVX2"),  # ATEN_CPU_CAPABILITY asks for less
+        ("SVE256", {}, "DEFAULT"),
+    ],
+)
+def test_what_a_processor_can_do(
+    known: str, features: dict[str, bool] | None, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: known)
+    if features is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    assert processor_capability() == capability
 
 
 def test_of_several_at_once_one_compiles(compiler: Path) -> None:

@@ -123,7 +123,6 @@ FAULTS = {
     "a weight keeps the other half": ("Vec(pairs & ~0xFFFF)", "Vec(pairs & ~0xFF)"),
     "the second of x is the first": ("* x.second", "* x.first"),
     "an odd depth ends with what was there": ("steps - 1, 0, sizeof", "steps - 1, 255, sizeof"),
-    "an odd depth is read where it lies": ("&& a.depth % Way::NUMBERS == 0", ""),
     "the rows lie one number closer": ("x + row * a.depth + i", "x + row * (a.depth - 1) + i"),
     "the last columns are lost": ("tile.column + c * LANES <", "tile.column + WIDTH * LANES <="),
     "the panel of other columns": ("panel * WIDE * a.steps", "0 * WIDE * a.steps"),
