@@ -28,34 +28,34 @@ inline Vec first_of(Ints pairs) { return Vec(pairs << 16); }
 inline Vec second_of(Ints pairs) { return Vec(pairs & ~0xFFFF); }
 
 // The ways to multiply.  Each goes down the depth in steps of some numbers; a row of a panel holds a
-// step's weights, as many registers of them as there are here.
+// step's weights, as many registers of them as are said here.
 
 struct Floats {
     typedef float Number;  // what x and the result are made of
     typedef float Factor;  // what the numbers of x are turned into
-    typedef float OfX;     // those of a step
+    typedef float OfX;     // what is multiplied at once: one of them, or a pair
     typedef float Weight;  // a column's weights at a step
     typedef Vec Weights;   // a register of them
-    static constexpr int REGISTERS = 3, NUMBERS = 1;
+    static constexpr int REGISTERS = 3;
+    static constexpr int NUMBERS = 1;  // of the depth, at a step
+    static constexpr int PARTS = 1;    // multiplications that a step takes
 
+    static Vec part(Vec weights, int) { return weights; }
     static Vec added(Vec sum, Vec weights, float x) { return sum + weights * x; }
 };
 
-// Turned into floats.  It is done once for all rows of a tile; so fewer weights and more rows are
-// better than with floats.
+// Turned into floats, first the one half of each pair and then the other, so that registers do for
+// both.  It is done once for all rows of a tile; so fewer weights and more rows are better than with
+// floats.
 struct WidenedPairs {
     typedef BFloat16 Number;
-    typedef float Factor;
-    struct OfX {
-        float first, second;
-    };
+    typedef float Factor, OfX;
     typedef Pair Weight;
     typedef Ints Weights;
-    static constexpr int REGISTERS = 2, NUMBERS = 2;
+    static constexpr int REGISTERS = 2, NUMBERS = 2, PARTS = 2;
 
-    static Vec added(Vec sum, Ints weights, OfX x) {
-        return sum + first_of(weights) * x.first + second_of(weights) * x.second;
-    }
+    static Vec part(Ints weights, int i) { return i ? second_of(weights) : first_of(weights); }
+    static Vec added(Vec sum, Vec weights, float x) { return sum + weights * x; }
 };
 
 // By the processor's own instruction; where it has none, by what stands for it here.
@@ -63,8 +63,9 @@ struct Dots {
     typedef BFloat16 Number, Factor;
     typedef Pair OfX, Weight;
     typedef Ints Weights;
-    static constexpr int REGISTERS = 2, NUMBERS = 2;
+    static constexpr int REGISTERS = 2, NUMBERS = 2, PARTS = 1;
 
+    static Ints part(Ints weights, int) { return weights; }
     static Vec added(Vec sum, Ints weights, Pair x) {
 #ifdef __AVX512BF16__
         return Vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(weights), __m512bh(Ints{} + x)));
@@ -102,7 +103,7 @@ struct Product {
 // One that is under way: its x as the inner loop reads it.
 template <typename Way>
 struct Work : Product {
-    const typename Way::OfX* of_x;  // [rows, steps]
+    const typename Way::OfX* of_x;  // [rows, steps, Way::PARTS]
     int64_t steps;
 };
 
@@ -121,7 +122,8 @@ struct Tile {
 template <typename Way, int ROWS>
 static void multiply_tile(const Work<Way>& a, const Tile<Way>& tile, float* sums_so_far) {
     constexpr int WIDTH = Way::REGISTERS;
-    const typename Way::OfX* x = a.of_x + tile.row * a.steps + tile.from;
+    constexpr int PARTS = Way::PARTS;
+    const typename Way::OfX* x = a.of_x + (tile.row * a.steps + tile.from) * PARTS;
     Vec sums[ROWS][WIDTH] = {};
     const auto each_sum = [&](auto what) {
         UNROLLED for (int r = 0; r < ROWS; r++) {
@@ -138,9 +140,12 @@ static void multiply_tile(const Work<Way>& a, const Tile<Way>& tile, float* sums
             std::memcpy(&weights[c], from, sizeof weights[c]);  // GCC would spill all of them at once
             __builtin_prefetch(tile.soon + i * tile.stride + c * LANES);
         }
-        UNROLLED for (int r = 0; r < ROWS; r++) {
-            UNROLLED for (int c = 0; c < WIDTH; c++) {
-                sums[r][c] = Way::added(sums[r][c], weights[c], x[r * a.steps + i]);
+        UNROLLED for (int p = 0; p < PARTS; p++) {
+            UNROLLED for (int r = 0; r < ROWS; r++) {
+                const auto of_x = x[(r * a.steps + i) * PARTS + p];
+                UNROLLED for (int c = 0; c < WIDTH; c++) {
+                    sums[r][c] = Way::added(sums[r][c], Way::part(weights[c], p), of_x);
+                }
             }
         }
     }
@@ -199,16 +204,17 @@ static const typename Way::OfX* read_as(const Product& a, int64_t steps) {
     typedef typename Way::OfX OfX;
     typedef typename Way::Number Number;
     const Number* x = static_cast<const Number*>(a.x);
-    if (sizeof(OfX) == Way::NUMBERS * sizeof(Number) && a.depth % Way::NUMBERS == 0) {
+    if (sizeof(Number) == sizeof(typename Way::Factor) && a.depth % Way::NUMBERS == 0) {
         return reinterpret_cast<const OfX*>(x);
     }
     static thread_local std::vector<OfX> kept;
-    if (int64_t(kept.size()) < a.rows * steps) kept.resize(a.rows * steps);
+    const int64_t width = steps * Way::PARTS;
+    if (int64_t(kept.size()) < a.rows * width) kept.resize(a.rows * width);
     OfX* rows = kept.data();
 #pragma omp parallel for num_threads(threads_for(a.rows * a.depth, a))
     for (int64_t row = 0; row < a.rows; row++) {
-        std::memset(rows + (row + 1) * steps - 1, 0, sizeof(OfX));  // behind an odd depth
-        auto to = reinterpret_cast<typename Way::Factor*>(rows + row * steps);
+        std::memset(rows + (row + 1) * width - 1, 0, sizeof(OfX));  // behind an odd depth
+        auto to = reinterpret_cast<typename Way::Factor*>(rows + row * width);
         for (int64_t i = 0; i < a.depth; i += LANES) {
             const int64_t there = a.depth - i;
             put(load(x + row * a.depth + i, there), to + i, there);
