@@ -237,7 +237,8 @@ class Player:
                 self.stopped_by, self.is_playing = f"paused: {self._broke}", False
             elif self._is_alone():
                 self.stopped_by, self.is_playing = "paused: no page was looking on", False
-            self._show(at_most=MESSAGES_PER_SECOND)
+            if self.is_playing:  # else what is new is shown, and saved, once, behind the loop
+                self._show(at_most=MESSAGES_PER_SECOND)
             for _ in range(LET_GO):  # any time asleep would be the engine's
                 await asyncio.sleep(0)
             if self.speed:

@@ -25,7 +25,7 @@ from paged_engine.visualizer.lanes import whole
 from paged_engine.visualizer.page import PARTS, replay_page, style_sheet, widget_module
 from paged_engine.visualizer.player import Player, Stepped, player_of
 from paged_engine.visualizer.retelling import Reducer, Retelling, retell
-from paged_engine.visualizer.timeline import Timeline, pack
+from paged_engine.visualizer.timeline import Timeline
 
 MOST_SAVED = 200_000  # bytes of a run that a notebook keeps
 _MOST_WORDS = 300  # characters of a prompt that are shown
@@ -215,7 +215,7 @@ class EngineView(anywidget.AnyWidget):
 
     def _save(self) -> None:
         """Keep the run where a saved notebook keeps it."""
-        self.saved = pack(self.timeline.document(MOST_SAVED))
+        self.saved = self.timeline.packed(MOST_SAVED)
 
 
 def read_timeline(log: Iterable[ev.Event] | str | Path, reducer: Reducer | None = None) -> Timeline:

@@ -294,3 +294,42 @@ def test_a_view_that_was_hidden_is_drawn_when_it_is_shown(page: Any) -> None:
         }"""
     )
     settle(page)
+
+
+SCROLLED_AWAY = """async (key) => {
+    const frames = view.history.frames.slice();
+    const half = Math.floor(frames.length / 2);
+    const requests = view.find("requests");
+    requests.parentElement.style.marginTop = "3000px";
+    while (!view.unseen.has(requests)) await new Promise((done) => requestAnimationFrame(done));
+    let now = performance.now();
+    performance.now = () => now;
+    view.load({ key, frames: [] });
+    view.setStatus({ live: true, playing: true });
+    view.addFrames(0, frames.slice(0, half));
+    view.whole = true;
+    now += 300; // all of a message is played
+    view.draw();
+    view.addFrames(half, frames.slice(half));
+    const said = () => [view.find("where").textContent, requests.textContent];
+    const then = [said()];
+    for (const passed of [1300, 800]) {
+        now += passed;
+        view.draw();
+        then.push(said());
+    }
+    requests.parentElement.style.marginTop = "";
+    while (view.unseen.has(requests)) await new Promise((done) => requestAnimationFrame(done));
+    return then;
+}"""
+
+
+def test_what_is_out_of_sight_changes_seldom_while_an_engine_plays(
+    show: Callable[..., Any],
+) -> None:
+    document = Timeline(eventful().log).document()
+    page = show(document)
+    half, soon, later = page.evaluate(SCROLLED_AWAY, document["key"])
+    last = f"step {document['frames'][-1]['s']} / {document['frames'][-1]['s']}"
+    assert half[0] != last and soon[0] == later[0] == last
+    assert half[1] and soon[1] == half[1] != later[1]

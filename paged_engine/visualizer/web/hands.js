@@ -45,6 +45,16 @@ class Hands {
       this.wake();
     });
     this.observer.observe(root);
+    this.unseen = new Set();
+    this.sight = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        this.unseen[isIntersecting ? "delete" : "add"](target);
+      }
+      if (entries.some((entry) => entry.isIntersecting)) this.wake();
+    });
+    for (const name of ["blocks", "lanes", "gauges", "requests"]) {
+      if (this.find(name)) this.sight.observe(this.find(name));
+    }
     // a theme's colours come some time after its name
     this.repaint = () => [0, 100, 400, 1500].forEach((pause) => setTimeout(() => {
       this.theme = null;

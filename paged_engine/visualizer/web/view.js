@@ -3,10 +3,11 @@
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
 const WORDS_PAUSE = 400; // milliseconds, or more, between two changes of all but the maps
 const LONGEST_WORDS_PAUSE = 1200;
+const UNSEEN_PAUSE = 2000; // between two changes of what is scrolled out of sight
 const PADDING = 26; // of a card, and its border
-const SHARE = 0.01; // of all cores' time that pictures take while an engine computes, maybe with them
+const SHARE = 0.005; // of all cores' time that pictures take while an engine computes, maybe with them
 const SHORTEST_REST = 50; // milliseconds between two of them
-const LONGEST_REST = 300;
+const LONGEST_REST = 400;
 const PLAYED_IN = 200; // milliseconds in which the frames of one message are played; see player.py
 const MOST_REQUESTS = 40; // that are listed
 const LARGEST_TEXT = 400; // characters of a text that a closed row shows
@@ -25,6 +26,7 @@ class View extends Hands {
     this.blocks = this.find("blocks") && new BlockMap(this.find("blocks"));
     this.lanes = this.find("lanes") && new Lanes(this.find("lanes"));
     this.drawn = 0; // times, for tests
+    this.allDrawn = 0; // when, with what is out of sight
     this.wordsPause = WORDS_PAUSE;
     this.closed = false;
     this.load({ key: emptyKey(), frames: [] });
@@ -123,7 +125,8 @@ class View extends Hands {
   }
 
   // While it plays a picture is the two maps; a change of words or of a small line makes the page
-  // lay itself out again, which costs more, and nobody reads faster than a few times a second.
+  // lay itself out again, which costs more, and nobody reads faster than a few times a second.  What
+  // is out of sight is for those who listen to the page, and waits longer.
   draw() {
     const theme = (this.theme ??= this.readTheme());
     const sizes = (this.sizes ??= this.readSizes());
@@ -133,27 +136,31 @@ class View extends Hands {
     }
     this.advance();
     const state = (this.shown = this.history.at(this.count));
-    if (this.blocks) this.blocks.draw(state, sizes.blocks, theme, this.pick);
-    if (this.lanes) this.lanes.draw(this.book, state.step, sizes.lanes, theme, this.pick);
     const now = performance.now();
-    const due = this.state.playing && !this.whole ? this.wordsDrawn + this.wordsPause - now : 0;
+    if (now - this.allDrawn > UNSEEN_PAUSE) this.whole = true;
+    const all = this.whole;
+    if (all) this.allDrawn = now;
+    const due = (name) => this.find(name) && (all || !this.unseen.has(this.find(name)));
+    if (due("blocks")) this.blocks.draw(state, sizes.blocks, theme, this.pick);
+    if (due("lanes")) this.lanes.draw(this.book, state.step, sizes.lanes, theme, this.pick);
+    const pause = this.state.playing && !all ? this.wordsDrawn + this.wordsPause - now : 0;
     clearTimeout(this.later);
     // the next step's picture brings them; the clock does if no step comes
-    if (due > 0) this.later = setTimeout(() => this.wake(), due + this.wordsPause);
+    if (pause > 0) this.later = setTimeout(() => this.wake(), pause + this.wordsPause);
     else {
       this.whole = false;
       this.wordsDrawn = now;
-      this.drawWords(state, theme, sizes);
+      this.drawWords(state, theme, sizes, due);
     }
     this.drawn += 1;
   }
 
-  drawWords(state, theme, sizes) {
+  drawWords(state, theme, sizes, due) {
     if (this.find("where")) this.drawTime(theme, sizes);
-    if (this.blocks) this.drawCounts(state);
-    if (this.lanes) this.drawBatch(state);
-    if (this.find("gauges")) this.drawGauges(state, theme, sizes);
-    if (this.find("requests")) this.drawRequests(state, theme);
+    if (due("blocks")) this.drawCounts(state);
+    if (due("lanes")) this.drawBatch(state);
+    if (due("gauges")) this.drawGauges(state, theme, sizes);
+    if (due("requests")) this.drawRequests(state, theme);
   }
 
   // Asked for after something was written they would cost a new layout: so all at once, before, and
@@ -310,6 +317,7 @@ class View extends Hands {
     clearTimeout(this.resting);
     cancelAnimationFrame(this.asked);
     this.observer.disconnect();
+    this.sight.disconnect();
     this.scheme.removeEventListener("change", this.repaint);
     this.watcher.disconnect();
   }
