@@ -74,10 +74,10 @@ class PanelLinear:
         self._way = way
         self._columns, depth = weight.shape
         wide = kernels.panel_columns[way]
-        in_turns = 1 if weight.dtype == torch.float32 else 2  # numbers of the depth that are so
-        if any(missing := (0, -depth % in_turns, 0, -self._columns % wide)):
+        together = 1 if weight.dtype == torch.float32 else 2  # of a column, next to each other
+        if any(missing := (0, -depth % together, 0, -self._columns % wide)):
             weight = pad(weight, missing)  # which copies even where nothing is missing
-        panels = weight.reshape(-1, wide, weight.shape[1] // in_turns, in_turns)
+        panels = weight.reshape(-1, wide, weight.shape[1] // together, together)
         self._panels = panels.transpose(1, 2).contiguous()
         self._bias = None if bias is None else bias.float()
 

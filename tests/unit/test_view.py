@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
 from collections.abc import Sequence
@@ -55,6 +56,24 @@ def test_a_page_that_is_ready_is_sent_everything_and_then_what_is_new(
     view.finish()
     assert frames_of(sent) == list(range(2, 13))
     assert repr(view) == "EngineView(controls, blocks, lanes, gauges, requests; 12 steps)"
+
+
+def test_a_played_run_is_kept_once_at_its_end(
+    sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing takes as long as a step or longer."""
+    kept: list[int] = []
+    monkeypatch.setattr(EngineView, "_save", lambda self: kept.append(len(self.timeline)))
+    view = EngineView(loaded())
+    kept.clear()
+
+    async def play() -> None:
+        view.play()
+        assert view._player is not None and view._player._task is not None
+        await view._player._task
+
+    asyncio.run(play())
+    assert kept == [len(view.timeline)] and frames_of(sent)[-1] == 12
 
 
 def test_the_run_is_kept_with_the_notebook() -> None:
