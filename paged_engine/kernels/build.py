@@ -28,11 +28,15 @@ TIMEOUT = 300  # seconds for the compiler
 
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+_BF16 = ["-mavx512bf16"]
+_AMX = ["-mamx-tile", "-mamx-bf16"]
 # What compilers older than the processor do not know, and the sources do without.
-_NEWER = ["-mavx512bf16"]
-# What each kind of processor may use, by the name that torch gives it; BF16: with dot products.
+_NEWER = [*_BF16, *_AMX]
+# What each kind of processor may use, by the name that torch gives it; BF16: with dot products;
+# AMX: and with a unit for small matrices.
 INSTRUCTIONS = {
-    "AVX512_BF16": [*_AVX512, *_NEWER],
+    "AMX": [*_AVX512, *_BF16, *_AMX],
+    "AVX512_BF16": [*_AVX512, *_BF16],
     "AVX512": _AVX512,
     "AVX2": _AVX2,
     "DEFAULT": [],

@@ -31,7 +31,12 @@ _PRODUCT_NUMBERS = ("rows", "depth", "columns", "num_threads")
 _ROW_NUMBERS = ("rows", "width", "num_threads")
 _SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 # The ways to multiply of products.cpp, by name: the numbers that each takes.
-PRODUCTS = {"floats": torch.float32, "widened_pairs": torch.bfloat16, "dots": torch.bfloat16}
+PRODUCTS = {
+    "floats": torch.float32,
+    "widened_pairs": torch.bfloat16,
+    "dots": torch.bfloat16,
+    "matrices": torch.bfloat16,
+}
 
 
 class AttentionCall(ctypes.Structure):
@@ -91,7 +96,8 @@ class Kernels:
 
     Attributes:
         panel_columns: Outputs in a panel of weights, for each way to multiply.
-        has_dots: Whether the processor does "dots" in one instruction; else it is slow.
+        panel_numbers: Its depth is a multiple of so many, for each way to multiply.
+        ways: To multiply, for which the processor has instructions; the others are slow.
         folder: Where the library lies, and what else was found out about this machine.
     """
 
@@ -106,10 +112,9 @@ class Kernels:
         self._norm = self._of_each_dtype("add_and_norm")
         self._silu = self._of_each_dtype("silu_and_multiply")
         self._multiply = {way: self._function(f"multiply_{way}") for way in PRODUCTS}
-        self.panel_columns: dict[str, int] = {
-            way: self._function(f"panel_columns_{way}", ())() for way in PRODUCTS
-        }
-        self.has_dots = bool(self._function("has_dots", ())())
+        self.panel_columns = self._of_each_way("panel_columns")
+        self.panel_numbers = self._of_each_way("panel_numbers")
+        self.ways = [way for way, has in self._of_each_way("has_instructions").items() if has]
         self.folder = path.parent
         self._recording = _Recording()
 
@@ -120,6 +125,9 @@ class Kernels:
 
     def _of_each_dtype(self, name: str) -> dict[torch.dtype, Any]:
         return {dtype: self._function(f"{name}_{its}") for dtype, its in _SUFFIXES.items()}
+
+    def _of_each_way(self, name: str) -> dict[str, int]:
+        return {way: self._function(f"{name}_{way}", ())() for way in PRODUCTS}
 
     @contextmanager
     def record(self) -> Iterator[Tape]:
@@ -211,8 +219,9 @@ class Kernels:
             way: One of `PRODUCTS`.
             x: `[T, depth]`, dense.
             panels: `[ceil(columns / panel_columns[way]), depth, panel_columns[way]]`, dense: the
-                weight, transposed, and zeros behind its last column.  In bf16
-                `[.., ceil(depth / 2), .., 2]`: two weights of a column lie beside each other.
+                weight, transposed, with zeros behind its last column, and behind its last row up to
+                a multiple of `panel_numbers[way]`.  In bf16 `[.., depth / 2, .., 2]`: two weights
+                of a column lie beside each other.
             bias: `[columns]`, fp32, or None.
             out: `[T, columns]`, dense.  It, x and the panels are of the type that the way takes.
         """
@@ -253,7 +262,7 @@ def check_slots(foreign: int, num_slots: int) -> None:
 def load_kernels() -> Kernels:
     """The kernels for this processor, compiled if they are not yet.
 
-    `PAGED_ENGINE_ISA` takes fewer of its instructions: AVX512, AVX2 or DEFAULT.
+    `PAGED_ENGINE_ISA` takes fewer of its instructions: a key of `INSTRUCTIONS`.
 
     Raises:
         KernelsUnavailableError: They cannot be had here; it says why.
@@ -266,6 +275,9 @@ def processor_capability() -> str:
     """The key of `INSTRUCTIONS` with the most that this processor has."""
     known = torch.backends.cpu.get_cpu_capability()
     features: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    if known == "AVX512" and features().get("avx512_bf16"):  # older torch does not know it
-        return "AVX512_BF16"
+    if known == "AVX512" and (has := features()):  # older torch does not know them
+        if has.get("amx_tile") and has.get("amx_bf16") and has.get("avx512_bf16"):
+            return "AMX"
+        if has.get("avx512_bf16"):
+            return "AVX512_BF16"
     return known if known in INSTRUCTIONS else "DEFAULT"

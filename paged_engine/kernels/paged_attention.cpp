@@ -10,13 +10,9 @@
 //
 // A decoded token, a chunk of a prompt and a whole prompt are the same work here.
 
-#include "vectors.h"
+#include "attention.h"
 
 #include <algorithm>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#include <limits>
 
 constexpr int64_t AHEAD = 2 * LANES;  // memory is asked for so many tokens before its use
 // Columns of values that are added to at once: their sums for all rows stay in registers.
@@ -25,26 +21,6 @@ constexpr int COLUMNS_AT_ONCE = LANES == 16 ? 4 : 2;
 #define UNROLLED _Pragma("GCC unroll 4")
 // A function of its own: GCC keeps the sums of a loop in registers where there is nothing else.
 #define ALONE __attribute__((noinline))
-constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-// Kept in step with library.py, field by field.
-struct Attention {
-    const void* q;               // [T, num_heads, head_dim], any stride for token and head
-    void* out;                   // [T, num_heads, value_dim], dense
-    const void* k_cache;         // of this layer: [num_blocks, num_kv_heads, block_size, head_dim]
-    const void* v_cache;         // likewise, with value_dim
-    const int64_t* block_tables; // [S, table_width]
-    const int64_t* work;         // [num_work, 4]: sequence, first row in q, position of it, tokens
-    const float* sinks;          // [num_heads], or null
-    float* scratch;              // [num_threads, paged_attention_scratch_size(...)]
-    int64_t q_token_stride, q_head_stride;
-    int64_t num_work, table_width;
-    int64_t num_heads, num_kv_heads, head_dim, value_dim, block_size;
-    int64_t window;              // a query at i sees j with i - j < window; 0: all
-    int64_t num_threads;
-    int64_t most_rows;           // of one piece of work: its tokens times num_heads / num_kv_heads
-    float scale, soft_cap;       // soft_cap 0: none
-};
 
 static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -52,10 +28,6 @@ static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 // to get there is zero.
 constexpr int ROWS = 4;
 static int64_t padded_rows(int64_t n) { return (n + ROWS - 1) / ROWS * ROWS; }
-
-// A decoded token is one piece of work with all KV heads if there are so many pieces for a thread:
-// a block's heads lie one after the other, and memory is fastest when it is read in one go.
-constexpr int64_t MANY = 4;
 
 static int64_t scratch_rows(int64_t most_rows, int64_t num_kv_heads) {
     return std::max(padded_rows(most_rows), num_kv_heads * ROWS);
@@ -92,8 +64,9 @@ struct Scratch {
 extern "C" int64_t paged_attention_scratch_size(int64_t most_rows, int64_t num_kv_heads,
                                                 int64_t head_dim, int64_t value_dim) {
     const int64_t rows = scratch_rows(most_rows, num_kv_heads);
-    return rows * padded(head_dim) + padded(head_dim) * LANES + rows * padded(value_dim) +
-           rows * LANES + 2 * padded(rows);
+    const int64_t here = rows * padded(head_dim) + padded(head_dim) * LANES +
+                         rows * padded(value_dim) + rows * LANES + 2 * padded(rows);
+    return std::max(here, unit_attention_scratch_size(most_rows, num_kv_heads, head_dim, value_dim));
 }
 
 // Where LANES tokens in a row lie, which may be in several blocks; `count` of them are there, and
@@ -371,16 +344,13 @@ static void attend(const Attention& a, const Scratch& scratch, const int64_t* wo
 
 template <typename T>
 static int64_t paged_attention(const Attention& a) {
+    if (std::is_same_v<T, BFloat16> && unit_attends(a)) return unit_attention(a);
     const int64_t size = paged_attention_scratch_size(a.most_rows, a.num_kv_heads, a.head_dim,
                                                       a.value_dim);
     const int64_t group = a.num_heads / a.num_kv_heads;
 #pragma omp parallel num_threads(int(a.num_threads))
     {
-        int64_t thread = 0;
-#ifdef _OPENMP
-        thread = omp_get_thread_num();
-#endif
-        const Scratch scratch(a.scratch + thread * size, a);
+        const Scratch scratch(a.scratch + this_thread() * size, a);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t piece = 0; piece < a.num_work * a.num_kv_heads; piece++) {
             const int64_t* work = a.work + piece / a.num_kv_heads * 4;

@@ -16,6 +16,7 @@
 
 #include <vector>
 
+#include "matrix_unit.h"
 #include "vectors.h"
 
 // As many sums as registers can hold beside the weights: there are 32 with AVX-512, else 16.
@@ -39,7 +40,11 @@ struct Floats {
     static constexpr int REGISTERS = 3;
     static constexpr int NUMBERS = 1;  // of the depth, at a step
     static constexpr int PARTS = 1;    // multiplications that a step takes
+    // Rows of a tile, and of those that all panels are multiplied with before the next ones: they
+    // stay in a core's second cache.
+    static constexpr int MOST_ROWS = MOST_SUMS / REGISTERS, ROWS_AT_ONCE = 96;
 
+    static bool has_instructions() { return true; }
     static Vec part(Vec weights, int) { return weights; }
     static Vec added(Vec sum, Vec weights, float x) { return sum + weights * x; }
 };
@@ -53,7 +58,9 @@ struct WidenedPairs {
     typedef Pair Weight;
     typedef Ints Weights;
     static constexpr int REGISTERS = 2, NUMBERS = 2, PARTS = 2;
+    static constexpr int MOST_ROWS = MOST_SUMS / REGISTERS, ROWS_AT_ONCE = 96;
 
+    static bool has_instructions() { return true; }
     static Vec part(Ints weights, int i) { return i ? second_of(weights) : first_of(weights); }
     static Vec added(Vec sum, Vec weights, float x) { return sum + weights * x; }
 };
@@ -64,7 +71,15 @@ struct Dots {
     typedef Pair OfX, Weight;
     typedef Ints Weights;
     static constexpr int REGISTERS = 2, NUMBERS = 2, PARTS = 1;
+    static constexpr int MOST_ROWS = MOST_SUMS / REGISTERS, ROWS_AT_ONCE = 96;
 
+    static bool has_instructions() {
+#ifdef __AVX512BF16__
+        return true;
+#else
+        return false;
+#endif
+    }
     static Ints part(Ints weights, int) { return weights; }
     static Vec added(Vec sum, Ints weights, Pair x) {
 #ifdef __AVX512BF16__
@@ -76,18 +91,33 @@ struct Dots {
     }
 };
 
+// By the unit for small matrices; where there is none, its place is taken by dots.
+#ifdef __AMX_BF16__
+struct Matrices {
+    struct Pairs {  // of one row or column, at a step
+        Pair pairs[UNIT_NUMBERS / 2];
+    };
+    typedef BFloat16 Number, Factor;
+    typedef Pairs OfX, Weight;
+    static constexpr int REGISTERS = UNIT_COLUMNS / LANES, NUMBERS = UNIT_NUMBERS, PARTS = 1;
+    static constexpr int MOST_ROWS = 2 * UNIT_ROWS, ROWS_AT_ONCE = 256;
+
+    static bool has_instructions() { return may_use_unit(); }
+};
+#else
+struct Matrices : Dots {
+    static bool has_instructions() { return false; }
+};
+#endif
+
 template <typename Way>
 constexpr int COLUMNS = Way::REGISTERS * LANES;
-template <typename Way>
-constexpr int MOST_ROWS = MOST_SUMS / Way::REGISTERS;
 
 // Bytes of a block, and as much of the depth as fits: little beside a core's second cache, and enough
 // that sums are seldom put away and fetched again.
 constexpr int64_t BLOCK = 64 << 10;
 template <typename Way>
 constexpr int64_t DEPTH_AT_ONCE = BLOCK / (sizeof(typename Way::Weight) * COLUMNS<Way>);
-// Rows of x that all panels are multiplied with before the next ones: they stay in a core's cache.
-constexpr int64_t ROWS_AT_ONCE = 96;
 // Below that many multiplications a second thread costs more than it brings.
 constexpr int64_t WORTH_A_THREAD = 1 << 16;
 
@@ -107,6 +137,9 @@ struct Work : Product {
     int64_t steps;
 };
 
+// Into a core's second cache: the first one is full of what is multiplied now.
+inline void ask_for(const void* memory) { __builtin_prefetch(memory, 0, 2); }
+
 // Some rows of x from `row` on, times a block of a panel.
 template <typename Way>
 struct Tile {
@@ -116,6 +149,26 @@ struct Tile {
     const typename Way::Weight* soon;     // weights to ask for meanwhile,
     int64_t stride;                       // and how many of them at each step
 };
+
+// Where they belong, what `sum(row, register)` says of a tile, and the bias.
+template <typename Way, typename Sum>
+inline void put_results(const Work<Way>& a, const Tile<Way>& tile, int rows, Sum sum) {
+    const int64_t there = a.columns - tile.column;
+    Vec bias[Way::REGISTERS] = {};
+    for (int c = 0; a.bias && c < Way::REGISTERS; c++) {
+        bias[c] = load(a.bias + tile.column + c * LANES, there - c * LANES);
+    }
+    auto out = static_cast<typename Way::Number*>(a.out) + tile.row * a.columns + tile.column;
+    for (int r = 0; r < rows; r++, out += a.columns) {
+        int c = 0;
+        for (; c + 1 < Way::REGISTERS && there >= (c + 2) * LANES; c += 2) {
+            put(sum(r, c) + bias[c], sum(r, c + 1) + bias[c + 1], out + c * LANES);
+        }
+        for (; c < Way::REGISTERS; c++) {
+            put(sum(r, c) + bias[c], out + c * LANES, there - c * LANES);
+        }
+    }
+}
 
 // `sums_so_far` [ROWS, COLUMNS<Way>] is what the blocks before came to, and takes what this one does;
 // after the last one the sums are the result.
@@ -138,7 +191,7 @@ static void multiply_tile(const Work<Way>& a, const Tile<Way>& tile, float* sums
         UNROLLED for (int c = 0; c < WIDTH; c++) {
             const auto from = tile.weights + i * COLUMNS<Way> + c * LANES;
             std::memcpy(&weights[c], from, sizeof weights[c]);  // GCC would spill all of them at once
-            __builtin_prefetch(tile.soon + i * tile.stride + c * LANES);
+            ask_for(tile.soon + i * tile.stride + c * LANES);
         }
         UNROLLED for (int p = 0; p < PARTS; p++) {
             UNROLLED for (int r = 0; r < ROWS; r++) {
@@ -150,21 +203,38 @@ static void multiply_tile(const Work<Way>& a, const Tile<Way>& tile, float* sums
         }
     }
     if (tile.to < a.steps) return each_sum([](Vec& sum, float* place) { put(sum, place); });
-    for (int c = 0; c < WIDTH && tile.column + c * LANES < a.columns; c++) {
-        const int64_t column = tile.column + c * LANES, there = a.columns - column;
-        const Vec bias = a.bias ? load(a.bias + column, there) : all(0.0f);
-        auto out = static_cast<typename Way::Number*>(a.out) + tile.row * a.columns + column;
-        for (int r = 0; r < ROWS; r++) put(sums[r][c] + bias, out + r * a.columns, there);
-    }
+    put_results(a, tile, ROWS, [&](int r, int c) { return sums[r][c]; });
 }
 
 // The same for a number of rows that is known only now.
-template <typename Way, int ROWS = MOST_ROWS<Way>>
+template <typename Way, int ROWS = Way::MOST_ROWS>
 static void multiply_rows(const Work<Way>& a, int64_t rows, const Tile<Way>& tile,
                           float* sums_so_far) {
     if (rows == ROWS) return multiply_tile<Way, ROWS>(a, tile, sums_so_far);
     if constexpr (ROWS > 1) multiply_rows<Way, ROWS - 1>(a, rows, tile, sums_so_far);
 }
+
+#ifdef __AMX_BF16__
+template <>
+void multiply_rows<Matrices>(const Work<Matrices>& a, int64_t rows, const Tile<Matrices>& tile,
+                             float* sums_so_far) {
+    constexpr int WIDE = COLUMNS<Matrices>;
+    const UnitInUse unit(rows);
+    const Half half{rows > UNIT_ROWS, true};
+    const auto x = a.of_x + tile.row * a.steps + tile.from;
+    if (tile.from > 0) load_sums(sums_so_far, WIDE, half);
+    for (int64_t i = 0; i < tile.to - tile.from; i++) {
+        for (int64_t l = 0; l < tile.stride; l++) ask_for(tile.soon + i * tile.stride + l);
+        add_products(x + i, x + UNIT_ROWS * a.steps + i, a.steps * sizeof *x,
+                     tile.weights + i * WIDE, half);
+    }
+    put_sums(sums_so_far, WIDE, half);
+    if (tile.to < a.steps) return;
+    put_results(a, tile, int(rows), [&](int r, int c) {
+        return load(sums_so_far + r * WIDE + c * LANES);
+    });
+}
+#endif
 
 // Part `i` of `parts` begins here, if `whole` is cut as evenly as can be.
 static int64_t part(int64_t whole, int64_t i, int64_t parts) { return whole * i / parts; }
@@ -175,10 +245,10 @@ static int64_t pieces_of(int64_t whole, int64_t most) { return (whole + most - 1
 template <typename Way>
 static void multiply_panel(const Work<Way>& a, int64_t first, int64_t rows, int64_t panel) {
     constexpr int WIDE = COLUMNS<Way>;
-    float sums_so_far[ROWS_AT_ONCE * WIDE];
+    float sums_so_far[Way::ROWS_AT_ONCE * WIDE];
     auto weights = static_cast<const typename Way::Weight*>(a.weights) + panel * WIDE * a.steps;
     const int64_t blocks = pieces_of(a.steps, DEPTH_AT_ONCE<Way>);
-    const int64_t tiles = pieces_of(rows, MOST_ROWS<Way>);
+    const int64_t tiles = pieces_of(rows, Way::MOST_ROWS);
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t from = part(a.steps, block, blocks), to = part(a.steps, block + 1, blocks);
         const auto here = weights + from * WIDE;
@@ -229,7 +299,7 @@ static int64_t multiply(const void* call) {
     const int64_t steps = pieces_of(product.depth, Way::NUMBERS);
     const Work<Way> a{product, read_as<Way>(product, steps), steps};
     const int64_t panels = pieces_of(a.columns, COLUMNS<Way>);
-    const int64_t groups = pieces_of(a.rows, ROWS_AT_ONCE);
+    const int64_t groups = pieces_of(a.rows, Way::ROWS_AT_ONCE);
 #pragma omp parallel for collapse(2) num_threads(threads_for(a.rows * a.depth * a.columns, a))
     for (int64_t group = 0; group < groups; group++) {
         for (int64_t panel = 0; panel < panels; panel++) {
@@ -240,17 +310,12 @@ static int64_t multiply(const void* call) {
     return 0;
 }
 
-#define FOR_EACH_WAY(NAME, WAY)                                                       \
-    extern "C" int64_t panel_columns_##NAME() { return COLUMNS<WAY>; }                \
+#define FOR_EACH_WAY(NAME, WAY)                                                         \
+    extern "C" int64_t panel_columns_##NAME() { return COLUMNS<WAY>; }                  \
+    extern "C" int64_t panel_numbers_##NAME() { return WAY::NUMBERS; }                  \
+    extern "C" int64_t has_instructions_##NAME() { return WAY::has_instructions(); }    \
     extern "C" int64_t multiply_##NAME(const void* call) { return multiply<WAY>(call); }
 FOR_EACH_WAY(floats, Floats)
 FOR_EACH_WAY(widened_pairs, WidenedPairs)
 FOR_EACH_WAY(dots, Dots)
-
-extern "C" int64_t has_dots() {
-#ifdef __AVX512BF16__
-    return 1;
-#else
-    return 0;
-#endif
-}
+FOR_EACH_WAY(matrices, Matrices)

@@ -88,14 +88,37 @@ inline Vec load(const BFloat16* from) {
 
 inline void put(Vec value, float* to) { std::memcpy(to, &value, sizeof value); }
 
-// As `store` does, all at once.
+// As `store` does, all at once.  The processor's own instruction takes what is too small for a normal
+// number for zero.
 inline void put(Vec value, BFloat16* to) {
+#ifdef __AVX512BF16__
+    const __m256bh halves = _mm512_cvtneps_pbh(__m512(value));
+    std::memcpy(to, &halves, sizeof halves);
+#else
     Ints bits;
     std::memcpy(&bits, &value, sizeof bits);
     Ints rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     rounded = value == value ? rounded : Ints{} + 0x7FC0;
     Halves halves = __builtin_convertvector(rounded, Halves);
     std::memcpy(to, &halves, sizeof halves);
+#endif
+}
+
+// Two registers to places that follow one another.
+inline void put(Vec first, Vec second, float* to) {
+    put(first, to);
+    put(second, to + LANES);
+}
+
+// At once where that is possible: a line of the cache that is written whole is not read before.
+inline void put(Vec first, Vec second, BFloat16* to) {
+#ifdef __AVX512BF16__
+    const __m512bh halves = _mm512_cvtne2ps_pbh(__m512(second), __m512(first));
+    std::memcpy(to, &halves, sizeof halves);
+#else
+    put(first, to);
+    put(second, to + LANES);
+#endif
 }
 
 // The first `count` lanes; the rest are zero, and are not read.

@@ -49,7 +49,7 @@ def ways_to_multiply(kernels: Kernels, dtype: torch.dtype) -> dict[str, Pack]:
     """All that there are here for numbers of that type, by name."""
     ways: dict[str, Pack] = {}
     for way, its_dtype in PRODUCTS.items():
-        if dtype == its_dtype and (way != "dots" or kernels.has_dots):
+        if dtype == its_dtype and way in kernels.ways:
             ways[way] = partial(PanelLinear, kernels, way)
     if can_pack(dtype):
         ways["oneDNN"] = _linear_of_onednn
@@ -75,7 +75,8 @@ class PanelLinear:
         self._columns, depth = weight.shape
         wide = kernels.panel_columns[way]
         together = 1 if weight.dtype == torch.float32 else 2  # of a column, next to each other
-        if any(missing := (0, -depth % together, 0, -self._columns % wide)):
+        deep = kernels.panel_numbers[way]
+        if any(missing := (0, -depth % deep, 0, -self._columns % wide)):
             weight = pad(weight, missing)  # which copies even where nothing is missing
         panels = weight.reshape(-1, wide, weight.shape[1] // together, together)
         self._panels = panels.transpose(1, 2).contiguous()

@@ -26,7 +26,7 @@ exec {compiler} "$@"
 """
 
 OLD = """#!/bin/sh
-case "$*" in *bf16*) echo "error: unrecognized command-line option" >&2; exit 1;; esac
+case "$*" in *bf16*|*amx*) echo "error: unrecognized command-line option" >&2; exit 1;; esac
 exec {compiler} "$@"
 """
 
@@ -59,7 +59,9 @@ def test_it_is_compiled_once_and_says_so(
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flag is for such processors")
-def test_a_compiler_older_than_the_processor_leaves_out_the_dots(
+@pytest.mark.parametrize("capability", ["AVX512_BF16", "AMX"])
+def test_a_compiler_older_than_the_processor_leaves_out_what_is_newer(
+    capability: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = tmp_path / "old"
@@ -67,18 +69,28 @@ def test_a_compiler_older_than_the_processor_leaves_out_the_dots(
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
     monkeypatch.setenv("PAGED_ENGINE_CACHE", str(tmp_path / "cache"))
-    path = build.library("AVX512_BF16")
-    assert not Kernels(path).has_dots
+    path = build.library(capability)
+    assert Kernels(path).ways == ["floats", "widened_pairs"]
     capsys.readouterr()
-    assert build.library("AVX512_BF16") == path and capsys.readouterr().err == ""  # it is kept
+    assert build.library(capability) == path and capsys.readouterr().err == ""  # it is kept
     monkeypatch.delenv("CXX")
-    assert Kernels(build.library("AVX512_BF16")).has_dots
+    assert "dots" in Kernels(build.library(capability)).ways
+
+
+@pytest.mark.skipif("CXX" in os.environ, reason="another compiler may be older")
+def test_of_all_that_this_processor_has_the_kernels_make_use() -> None:
+    """They are compiled without, where a compiler complains: it must not be about our mistakes."""
+    here = processor_capability()
+    newer = {"AMX": ["dots", "matrices"], "AVX512_BF16": ["dots"]}.get(here, [])
+    assert Kernels(build.library(here)).ways == ["floats", "widened_pairs", *newer]
 
 
 @pytest.mark.parametrize(
     ("known", "features", "capability"),
     [
         ("AVX512", {"avx512_bf16": True}, "AVX512_BF16"),
+        ("AVX512", {"avx512_bf16": True, "amx_tile": True, "amx_bf16": True}, "AMX"),
+        ("AVX512", {"avx512_bf16": True, "amx_tile": True, "amx_bf16": False}, "AVX512_BF16"),
         ("AVX512", {"avx512_bf16": False}, "AVX512"),
         ("AVX512", None, "AVX512"),  # as in older torch
         ("AVX2", {"avx512_bf16": True}, "AVX2"),  # ATEN_CPU_CAPABILITY asks for less
