@@ -62,7 +62,9 @@ def test_it_is_compiled_once_and_says_so(
 @pytest.mark.parametrize("capability", ["AVX512_BF16", "AMX"])
 def test_a_compiler_older_than_the_processor_leaves_out_what_is_newer(
     capability: str,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     script = tmp_path / "old"
     script.write_text(OLD.format(compiler=build.find_compiler()))
