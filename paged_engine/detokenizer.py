@@ -59,23 +59,24 @@ class IncrementalDetokenizer:
             if end - self._read <= self._MOST_HELD_TOKENS:
                 return ""
             end -= self._MOST_INCOMPLETE  # what these are part of may still become a character
-            while not text.startswith(self._decode(self._token_ids[self._context : end])):
+            whole = text
+            while not whole.startswith(text := self._decode(self._token_ids[self._context : end])):
                 end -= 1
-        return self._hand_out(self._read_until(end), may_stop)
+        return self._hand_out(self._read_until(end, text), may_stop)
 
     def finish(self, *, may_stop: bool = True) -> str:
         """No more tokens will come; returns the rest of the text."""
-        new = self._hand_out(self._read_until(len(self._token_ids)), may_stop)
+        rest = self._decode(self._token_ids[self._context :])
+        new = self._hand_out(self._read_until(len(self._token_ids), rest), may_stop)
         if self.stopped_by is None:
             new += self._held
             self.text += self._held
         self._held = ""
         return new
 
-    def _read_until(self, end: int) -> str:
-        """The text of the tokens that were not read yet, up to `end`."""
+    def _read_until(self, end: int, after: str) -> str:
+        """The text of the tokens not read yet, up to `end`; `after` has the context before it."""
         before = self._decode(self._token_ids[self._context : self._read])
-        after = self._decode(self._token_ids[self._context : end])
         if len(after) > len(before):  # else they say nothing, and are no context for others
             self._context = self._read
         self._read = end
