@@ -19,11 +19,11 @@
 namespace {
 
 static_assert(LANES == UNIT_ROWS, "a register of scores is a row of sums");
-constexpr int ROWS = UNIT_COLUMNS;   // of a set, which share their weights' registers
-constexpr int KEYS = UNIT_NUMBERS;   // of a step, which the unit takes at once
-constexpr int MOST_STEPS = 4;        // between two softmaxes: enough that none waits for the unit
-constexpr int MOST_KEYS = MOST_STEPS * KEYS;
-typedef int32_t Pair;                // two numbers of bf16
+constexpr int ROWS = UNIT_COLUMNS;  // of a set: it has sums, and a maximum, of its own
+constexpr int KEYS = UNIT_NUMBERS;  // of a step, which the unit takes at once
+// Of a chunk, between two looks at the maximum: so many that steps need not wait for one another.
+constexpr int MOST_STEPS = 4, MOST_KEYS = MOST_STEPS * KEYS;
+typedef int32_t Pair;  // two numbers of bf16
 
 // As many numbers of bf16 as a register has, and how the halves of two are dealt into one another.
 typedef int16_t Numbers __attribute__((vector_size(UNIT_BYTES)));
@@ -34,6 +34,10 @@ constexpr Numbers dealt_from(int first, std::integer_sequence<int, I...>) {
 constexpr auto EACH = std::make_integer_sequence<int, UNIT_COLUMNS>{};
 constexpr Numbers FIRST_HALVES = dealt_from(0, EACH);
 constexpr Numbers SECOND_HALVES = dealt_from(UNIT_COLUMNS / 2, EACH);
+
+inline void put_dealt(Numbers one, Numbers other, Numbers how, Pair* to) {
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(__m512i(one), __m512i(how), __m512i(other)));
+}
 
 int64_t sets_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
 
@@ -57,11 +61,11 @@ struct Scratch {
         const int64_t parts = std::max(sets, heads);
         auto take = [&](int64_t n) { size += n; return memory + size - n; };
         auto pairs = [&](int64_t n) { return reinterpret_cast<Pair*>(take(n)); };
-        queries = pairs(parts * d / 2 * ROWS);    // [parts, d / 2, ROWS]
+        queries = pairs(parts * d / 2 * ROWS);      // [parts, d / 2, ROWS]
         weights = pairs(sets * MOST_STEPS * STEP);  // [sets, MOST_STEPS, ROWS, KEYS / 2]
-        values = pairs(MOST_KEYS / 2 * e);  // [e / UNIT_COLUMNS, MOST_KEYS / 2, UNIT_COLUMNS]
-        gathered = take(parts * ROWS * e);  // [parts, ROWS, e]
-        scores = take(MOST_KEYS * ROWS);    // [MOST_KEYS, ROWS]
+        values = pairs(MOST_KEYS / 2 * e);          // [e / 32, MOST_KEYS / 2, 32]
+        gathered = take(parts * ROWS * e);          // [parts, ROWS, e]
+        scores = take(MOST_KEYS * ROWS);            // [MOST_KEYS, ROWS]
         maximum = take(sets * ROWS);
         total = take(sets * ROWS);
         positions = pairs(sets * ROWS);
@@ -233,10 +237,8 @@ struct Piece {
                     if (first + row + 1 < count) {
                         std::memcpy(&other, here + (row + 1) * e + i, sizeof other);
                     }
-                    const Numbers left = __builtin_shuffle(one, other, FIRST_HALVES);
-                    const Numbers right = __builtin_shuffle(one, other, SECOND_HALVES);
-                    std::memcpy(to, &left, sizeof left);
-                    std::memcpy(to + UNIT_COLUMNS / 2, &right, sizeof right);
+                    put_dealt(one, other, FIRST_HALVES, to);
+                    put_dealt(one, other, SECOND_HALVES, to + UNIT_COLUMNS / 2);
                     __builtin_prefetch(soon + row * e + i, 0, 2);
                     __builtin_prefetch(soon + (row + 1) * e + i, 0, 2);
                 }

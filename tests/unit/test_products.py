@@ -163,7 +163,7 @@ FAULTS_OF_THE_UNIT = {
     "the lower half is the upper": (UNIT, "(5, lower_rows", "(5, upper_rows"),
     "the same columns twice": (UNIT, "(columns) + UNIT_BYTES", "(columns)"),
     "the second columns' sums are the first's": (UNIT, "(1, to + UNIT_ROWS,", "(1, to,"),
-    "the right lower sums are put left": (UNIT, "(3, lower + UNIT_ROWS, stride", "(3, lower, stride"),
+    "the last sums are put left": (UNIT, "(3, lower + UNIT_ROWS, stride", "(3, lower, stride"),
     "the lower sums so far are the upper": (UNIT, "loadd(2, lower,", "loadd(2, from,"),
     "the rows lie closer": (OURS, "a.steps * sizeof *x", "(a.steps - 1) * sizeof *x"),
     "each step is the first": (OURS, "tile.weights + i * WIDE", "tile.weights"),
