@@ -17,8 +17,9 @@ from paged_engine.kernels.build import INSTRUCTIONS
 from paged_engine.kv_cache import KVCacheShape, PagedKVCache
 from tests.helpers.faulty_kernels import faulty_kernels, kernels_for
 
-# Of fp32 by the order of sums; of bf16 one unit in the last place of numbers up to about 8.
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.04}
+# Of fp32 by the order of sums; in bf16 the result is rounded, of numbers up to about 8, and before
+# that, where there is a unit for small matrices, the weights.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.02}
 
 # Decoded tokens, so many that each is one piece of work with all KV heads.
 MANY = [(1, total) for total in range(1, 61, 3)]
@@ -62,11 +63,21 @@ def make(
 
 
 def difference(backend: Any, made: Any, **options: Any) -> float:
+    """From the reference over the same numbers, computed in fp32."""
     q, cache, batch = made
     options = {"scale": 0.3, **options}
-    expected = reference_attention(q, q, q, 1, cache, batch, **options)
     got = backend(q, q, q, 1, cache, batch, **options)
-    return float((got.float() - expected.float()).abs().max())
+    exact = PagedKVCache(
+        KVCacheShape(*(cache.k.shape[i] for i in (0, 2, 4)), cache.v.shape[4]),
+        cache.num_blocks,
+        cache.block_size,
+        dtype=torch.float32,
+        device="cpu",
+    )
+    exact.k.copy_(cache.k)
+    exact.v.copy_(cache.v)
+    expected = reference_attention(q.float(), q.float(), q.float(), 1, exact, batch, **options)
+    return float((got.float() - expected).abs().max())
 
 
 @st.composite
@@ -157,7 +168,7 @@ def test_numbers_that_it_does_not_know_are_refused() -> None:
 
 
 # Sizes and numbers that a unit for small matrices takes, and such that it does not.
-OF_THE_UNIT = {"block_size": 16, "dims": (64, 32), "dtype": torch.bfloat16}
+OF_THE_UNIT: dict[str, Any] = {"block_size": 16, "dims": (64, 32), "dtype": torch.bfloat16}
 ON_BOTH_WAYS = pytest.mark.parametrize("sizes", [{}, OF_THE_UNIT], ids=["vectors", "unit"])
 
 
