@@ -8,7 +8,8 @@
 // (Dao et al. 2022, arXiv 2205.14135); reading through a block table is PagedAttention (Kwon et al.
 // 2023, arXiv 2309.06180).
 //
-// A decoded token, a chunk of a prompt and a whole prompt are the same work here.
+// A decoded token, a chunk of a prompt and a whole prompt are the same work here.  Where there is a
+// unit for small matrices, unit_attention.cpp does what it can do in its place.
 
 #include "attention.h"
 

@@ -41,9 +41,9 @@ inline void put_dealt(Numbers one, Numbers other, Numbers how, Pair* to) {
 
 int64_t sets_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
 
-// KV heads whose rows, of one token, fit into a set.
+// KV heads whose rows, of one token, fit into the upper half of a set.
 int64_t heads_together(int64_t group, int64_t num_kv_heads) {
-    return std::clamp<int64_t>(ROWS / group, 1, num_kv_heads);
+    return std::clamp<int64_t>(UNIT_ROWS / group, 1, num_kv_heads);
 }
 
 // Where a thread keeps what it works on.  Either one head has several sets, or several heads share
