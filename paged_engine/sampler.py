@@ -75,7 +75,7 @@ def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Sampled]:
 def _largest(logits: torch.Tensor) -> torch.Tensor:
     """`[S]`, in each row the first of the largest."""
     if logits.device.type == "cpu":  # where numpy takes a quarter of the time that torch does
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))
+        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 
 

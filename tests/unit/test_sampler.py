@@ -399,3 +399,10 @@ def test_rows_that_no_token_can_be_chosen_from_are_told() -> None:
 def test_any_float_type_will_do(dtype: torch.dtype) -> None:
     logits = torch.tensor([LOGITS], dtype=dtype)
     assert sample(logits, [request_of(logprobs=1)])[0].token_id == 1
+
+
+def test_logits_may_know_their_gradient() -> None:
+    """A runner of a reader's own may leave out `no_grad`."""
+    logits = torch.tensor([[0.0, 3.0, 1.0]], requires_grad=True)
+    assert usable_rows(logits) == [True]
+    assert [chosen.token_id for chosen in sample(logits, [request_of(temperature=0.0)])] == [1]
