@@ -4,6 +4,10 @@ The kernel is never blocked.  Playing is a task that steps the engine and lets g
 after every step, long enough for messages to come in.  Nothing waits for a page: without one,
 `finish` runs the rest at once.
 
+A word from a page costs more than what the page is sent: JupyterLab shows that the kernel was busy,
+and fetches another icon for the browser's tab.  So pages keep silent, and when nothing was heard
+for long they are asked, with the frames that they are sent anyway.
+
 Newer kernels hand in a page's messages on a thread of their own, while a cell or a step runs.  Only
 the thread of the event loop touches the engine: what needs it is put in a queue, and done there
 between two steps.  What does not, as another speed, is done and confirmed at once; so is a pause,
@@ -25,7 +29,8 @@ from paged_engine.errors import PagedEngineError
 
 MESSAGES_PER_SECOND = 5  # each with the frames of all steps since; the page shows them one by one
 LET_GO = 6  # times that a step lets go of the event loop: a message takes several to come in
-SILENCE = 10.0  # seconds without a sign of life after which playing pauses
+ASK_AFTER = 10.0  # seconds without a word from a page until they are asked for one
+SILENCE = 25.0  # and until playing pauses
 FULL = 0.9  # share of the usable blocks in use at which "full" breaks
 MOST_STEPS = 100_000  # that `finish` runs
 
@@ -59,6 +64,7 @@ class Player:
         breaks: At which of `BREAKS` playing pauses.
         error: What the engine raised, in words; empty if nothing.
         stopped_by: Why playing paused, if the reader did not.
+        asks: Whether pages are to say, now, that they are there.
     """
 
     def __init__(self, engine: Stepped, add_request: Callable[[str, int, int], object]) -> None:
@@ -68,11 +74,14 @@ class Player:
         self.breaks: tuple[str, ...] = ()
         self.error = ""
         self.stopped_by = ""
+        self.asks = False
         self._add_request = add_request
         self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._views: weakref.WeakSet[Any] = weakref.WeakSet()
         self._task: asyncio.Task[None] | None = None
         self._pages: dict[str, float] = {}  # when each was last heard of
+        self._began = 0.0  # to play
+        self._asked = 0.0  # when pages were last asked whether they are there
         self._shown = 0.0  # when frames were last sent
         self._broke = ""
         self._in_step = False
@@ -104,6 +113,7 @@ class Player:
                 "play needs a running event loop, as in a notebook; elsewhere call finish()"
             )
         self._loop, self._thread = loop, threading.get_ident()
+        self._began = time.monotonic()
         self.error = self.stopped_by = ""
         self.is_playing = True
         self._task = loop.create_task(self._run())
@@ -261,9 +271,12 @@ class Player:
 
     def _is_alone(self) -> bool:
         """Whether there were pages, and none has been heard of for long."""
-        if not self._pages:
-            return False
-        return time.monotonic() - max([*self._pages.values(), 0.0]) > SILENCE
+        return bool(self._pages) and time.monotonic() - self._heard > SILENCE
+
+    @property
+    def _heard(self) -> float:
+        """When there was last a word from a page, or playing began."""
+        return max([self._began, *self._pages.values()])
 
     def _look_for_break(self, event: ev.Event) -> None:
         if event.kind in self.breaks:
@@ -281,8 +294,12 @@ class Player:
         if at_most is not None and self.is_playing and now - self._shown < 1 / at_most:
             return
         self._shown = now
+        self.asks = self.is_playing and now - max(self._heard, self._asked) > ASK_AFTER
+        if self.asks:
+            self._asked = now
         for view in list(self._views):
             view.show()
+        self.asks = False
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -178,7 +178,9 @@ class EngineView(anywidget.AnyWidget):
             first = max(self._sent, self.timeline.num_dropped)
             frames = self.timeline.since(first)
             self._sent = first + len(frames)
-            self.send({"kind": "frames", "first": first, "frames": frames, "status": status})
+            asks = self._player is not None and self._player.asks
+            message = {"kind": "frames", "first": first, "frames": frames, "asks": asks}
+            self.send(message | {"status": status})
         if not playing:
             self._save()
 

@@ -293,20 +293,49 @@ def test_it_pauses_when_the_last_page_is_gone() -> None:
     assert engine.has_unfinished
 
 
-def test_it_pauses_when_pages_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(player_module, "SILENCE", 0.02)
-    engine = loaded(max_tokens=90)
+def quiet(monkeypatch: pytest.MonkeyPatch, *, asks: bool) -> tuple[Player, int]:
+    """A player whose one page answers when it is asked, or never; and how often it was."""
+    monkeypatch.setattr(player_module, "ASK_AFTER", 0.02)
+    monkeypatch.setattr(player_module, "SILENCE", 0.2)
+    monkeypatch.setattr(player_module, "MESSAGES_PER_SECOND", 1000)
+    engine = loaded(max_tokens=120)
     player = player_for(engine)
+    asked = 0
+
+    class Page(Shown):
+        def show(self) -> None:
+            nonlocal asked
+            if player.asks:
+                asked += 1
+                if asks:
+                    player.receive({"page": "a", "cmd": "alive"})
 
     async def main() -> None:
+        player.attach(page)
         player.receive({"page": "a", "cmd": "ready"})
-        player.receive({"cmd": "speed", "value": 200})
+        await asyncio.sleep(0.25)  # a reader may look at a paused engine for as long as it likes
+        player.speed = 250
         player.play()
         await until(lambda: not player.is_playing)
 
+    page = Page()
     asyncio.run(main())
+    return player, asked
+
+
+def test_it_pauses_when_pages_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    player, asked = quiet(monkeypatch, asks=False)
     assert "no page was looking on" in player.stopped_by
-    assert engine.has_unfinished
+    assert 10 < steps(player.engine) < 100 and player.engine.has_unfinished
+    assert 2 <= asked <= 12, "asked once, and again when there was time for an answer"
+
+
+def test_a_page_that_answers_when_it_is_asked_keeps_it_playing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    player, asked = quiet(monkeypatch, asks=True)
+    assert not player.stopped_by and not player.engine.has_unfinished
+    assert asked >= 2
 
 
 def test_an_engine_has_one_player_for_all_its_views() -> None:

@@ -1,7 +1,5 @@
 // Where the view meets Jupyter: messages to and from the kernel, and the state that was saved.
 
-const HEARTBEAT = 2000; // milliseconds between two signs of life
-
 async function render({ model, el }) {
   const page = crypto.randomUUID ? crypto.randomUUID() : String(Math.random());
   const send = (message) => {
@@ -26,6 +24,7 @@ async function render({ model, el }) {
       if (!view.addFrames(message.first, message.frames)) send({ cmd: "ready" }); // some are missing
     }
     if (message.status) view.setStatus(message.status);
+    if (message.asks) send({ cmd: "alive" });
   };
   model.on("msg:custom", onMessage);
   const saved = model.get("saved");
@@ -34,9 +33,7 @@ async function render({ model, el }) {
     if (!heard) view.load(document);
   }
   send({ cmd: "ready" });
-  const beat = setInterval(() => send({ cmd: "alive" }), HEARTBEAT);
   return () => {
-    clearInterval(beat);
     model.off("msg:custom", onMessage);
     send({ cmd: "gone" });
     view.close();
