@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from paged_engine import events as ev
 from paged_engine.errors import PagedEngineError
 
-MESSAGES_PER_SECOND = 5  # each with the frames of all steps since; the page shows them one by one
+MESSAGES_PER_SECOND = 3  # each with the frames of all steps since; the page shows them one by one
 LET_GO = 6  # times that a step lets go of the event loop: a message takes several to come in
 ASK_AFTER = 10.0  # seconds without a word from a page until they are asked for one
 SILENCE = 25.0  # and until playing pauses

@@ -3,11 +3,13 @@
     python -m tests.browser.measure
 
 Run it on a quiet machine.  Throughput with and without a view is measured in one JupyterLab, in
-turns; the rest in a page of its own.
+turns; the rest in a page of its own.  Throughput differs from round to round by more than the view
+costs; the processor time that browser and server take does not, and says what a change brings.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -18,10 +20,11 @@ import nbformat
 
 from paged_engine.visualizer.page import replay_page
 from paged_engine.visualizer.timeline import Timeline
-from tests.browser.lab import Lab, Notebook, open_browser
+from tests.browser.lab import BROWSERS, Lab, Notebook, open_browser
 from tests.engine.engine_helpers import greedy, oracle_engine
 
 ROUNDS = 3
+SETTLED = 20  # seconds until a new page has cleared away what loading it left
 VIEW = '[data-testid="engine-view"]'
 SETUP = """\
 import asyncio, time
@@ -77,14 +80,22 @@ def cost_of_the_view(browser: Any) -> None:
             opened.run_all()
             page.wait_for_selector(VIEW, timeout=180_000)
             page.set_default_timeout(180_000)
+            time.sleep(SETTLED)
             for number in range(ROUNDS):
+                start = processor_time()
                 opened.run_in_kernel(ALONE)
+                between = processor_time()
                 before = page.evaluate(f"document.querySelector('{VIEW}').view.drawn")
                 opened.run_in_kernel(VIEWED)
                 while not (Path(folder) / f"round{number + 1}").exists():
                     time.sleep(0.1)  # to ask the kernel or the page would cost them something
+                took = processor_time() - between - (between - start)
                 drawn = page.evaluate(f"document.querySelector('{VIEW}').view.drawn") - before
-                print(f"round {number + 1}: {drawn} pictures drawn", flush=True)
+                print(
+                    f"round {number + 1}: {drawn} pictures drawn, {1000 * took:.0f} ms of a core "
+                    f"for browser and server",
+                    flush=True,
+                )
             rates = opened.ask_kernel("rates")
             opened.run_in_kernel(VIEWED)
             clicks = click_times(page)
@@ -95,6 +106,21 @@ def cost_of_the_view(browser: Any) -> None:
     ratio = statistics.median(rates["viewed"]) / statistics.median(rates["alone"])
     print(f"with the view {100 * (ratio - 1):+.1f} % throughput")
     print(f"a click is handled in {statistics.median(clicks):.0f} ms (median of {len(clicks)})")
+
+
+def processor_time() -> float:
+    """Seconds that a browser and JupyterLab's server have computed, all threads together."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            browser = any(os.fsencode(name) in command for name in BROWSERS)
+            if browser or (b"jupyter" in command and b"ipykernel" not in command):
+                for thread in (process / "task").iterdir():
+                    total += int((thread / "schedstat").read_text().split()[0])
+        except OSError:
+            continue  # it ended meanwhile
+    return total / 1e9
 
 
 def click_times(page: Any) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from paged_engine.visualizer.player import MESSAGES_PER_SECOND
 from paged_engine.visualizer.timeline import Timeline
 from tests.browser.conftest import settle
 from tests.browser.runs import eventful
@@ -161,6 +162,23 @@ def test_the_lanes_say_what_happened_in_a_step(page: Any) -> None:
     assert page.evaluate(below).startswith("step 1: 11 tokens of prompt and 0 decoded")
 
 
+def test_the_slider_has_a_mark_for_every_preemption_and_each_gauge_a_line(page: Any) -> None:
+    preempted = page.evaluate("view.ticks")
+    marks = page.get_attribute('[data-pe="ticks"]', "d").split("M")[1:]
+    last = page.evaluate("view.history.length")
+    assert preempted and [float(mark.split()[0]) for mark in marks] == pytest.approx(
+        [1000 * frame / last for frame in preempted], abs=0.1
+    )
+    lines = page.eval_on_selector_all(
+        ".pe-gauges path", "(all) => all.map((p) => [p.getAttribute('d'), p.getBBox().height])"
+    )
+    assert len(lines) == 5 and all(d.count("L") > 1 and height > 0 for d, height in lines)
+    box = page.get_attribute(".pe-gauges svg", "viewBox")
+    width, height = map(float, box.split()[2:])
+    points = [tuple(map(float, point.split())) for point in lines[0][0][1:].split("L")]
+    assert all(0 <= x <= width and 0 < y < height for x, y in points)
+
+
 def test_every_control_has_a_name(page: Any) -> None:
     """Those of a live view too."""
     page.evaluate("view.setStatus({live: true})")
@@ -254,17 +272,18 @@ def test_an_empty_run_is_drawn(show: Callable[..., Any]) -> None:
     assert text_of(page, "where") == "step 0 / 0"
 
 
-FOLLOW = """([key, status]) => {
+PLAYED_IN = round(1000 / MESSAGES_PER_SECOND)  # milliseconds, in which a message's frames are shown
+FOLLOW = """([key, status, playedIn]) => {
     const frames = view.history.frames.slice();
-    let now = performance.now();
+    const begin = 1e6;
+    let now = begin;
     performance.now = () => now;
     view.load({ key, frames: [] });
     view.setStatus({ live: true, playing: true });
     view.addFrames(0, frames);
     view.setStatus(status);
-    const begin = now;
-    return [0, 50, 100, 199, 200].map((passed) => {
-        now = begin + passed;
+    return [0, 0.25, 0.5, 0.995, 1].map((share) => {
+        now = begin + share * playedIn;
         view.draw();
         return view.count;
     });
@@ -275,10 +294,11 @@ def test_the_steps_of_one_message_are_shown_one_after_the_other(show: Callable[.
     document = Timeline(eventful().log).document()
     count = len(document["frames"])
     page = show(document)
-    shown = page.evaluate(FOLLOW, [document["key"], {}])
+    shown = page.evaluate(FOLLOW, [document["key"], {}, PLAYED_IN])
     assert shown == [0, -(-count // 4), -(-count // 2), count, count]
     # after a pause the last step is shown at once
-    assert page.evaluate(FOLLOW, [document["key"], {"playing": False}]) == [count] * 5
+    paused = [document["key"], {"playing": False}, PLAYED_IN]
+    assert page.evaluate(FOLLOW, paused) == [count] * 5
 
 
 def test_a_view_that_was_hidden_is_drawn_when_it_is_shown(page: Any) -> None:
@@ -296,7 +316,7 @@ def test_a_view_that_was_hidden_is_drawn_when_it_is_shown(page: Any) -> None:
     settle(page)
 
 
-SCROLLED_AWAY = """async (key) => {
+SCROLLED_AWAY = """async ([key, playedIn]) => {
     const frames = view.history.frames.slice();
     const half = Math.floor(frames.length / 2);
     const requests = view.find("requests");
@@ -308,7 +328,7 @@ SCROLLED_AWAY = """async (key) => {
     view.setStatus({ live: true, playing: true });
     view.addFrames(0, frames.slice(0, half));
     view.whole = true;
-    now += 300; // all of a message is played
+    now += playedIn; // all of a message is played
     view.draw();
     view.addFrames(half, frames.slice(half));
     const said = () => [view.find("where").textContent, requests.textContent];
@@ -329,7 +349,7 @@ def test_what_is_out_of_sight_changes_seldom_while_an_engine_plays(
 ) -> None:
     document = Timeline(eventful().log).document()
     page = show(document)
-    half, soon, later = page.evaluate(SCROLLED_AWAY, document["key"])
+    half, soon, later = page.evaluate(SCROLLED_AWAY, [document["key"], PLAYED_IN])
     last = f"step {document['frames'][-1]['s']} / {document['frames'][-1]['s']}"
     assert half[0] != last and soon[0] == later[0] == last
     assert half[1] and soon[1] == half[1] != later[1]

@@ -2,6 +2,7 @@
 
 const WINDOW = 20; // frames over which the speed is taken
 const SPARK = 160; // frames that a line shows
+const SPARK_HEIGHT = 34;
 const GAUGES = ["throughput", "batch", "blocks in use", "time to first token",
   "between tokens, p50 / p99"];
 
@@ -112,19 +113,15 @@ function milliseconds(seconds) {
   return value >= 100 ? value.toFixed(0) : value.toFixed(1);
 }
 
-function drawSpark(canvas, values, colour, width, theme) {
-  const height = 34;
-  const c = fit(canvas, width, height, theme.card);
-  if (values.length < 2) return;
+// The line of a gauge.  Not a canvas: each of those is a layer of the page, and has its price in
+// every picture.
+function drawSpark(path, values, colour, theme) {
   const top = Math.max(...values, 1e-9);
-  c.strokeStyle = colourOf(colour, theme);
-  c.lineWidth = 1.5;
-  c.lineJoin = "round";
-  c.beginPath();
-  values.forEach((value, i) => {
-    const x = (i / (values.length - 1)) * (width - 2) + 1;
-    const y = height - 2 - (value / top) * (height - 5);
-    c[i ? "lineTo" : "moveTo"](x, y);
-  });
-  c.stroke();
+  const point = (value, i) => {
+    const x = (i / (values.length - 1)) * SPARK;
+    const y = SPARK_HEIGHT - 2 - (value / top) * (SPARK_HEIGHT - 5);
+    return `${x.toFixed(1)} ${y.toFixed(1)}`;
+  };
+  put(path, "stroke", colourOf(colour, theme));
+  put(path, "d", values.length < 2 ? "" : `M${values.map(point).join("L")}`);
 }

@@ -42,7 +42,8 @@ const CONTROLS = `
 </header>
 <div class="pe-time"><span data-pe="where"></span>
   <span class="pe-track"><input type="range" min="0" max="0" value="0" data-pe="slider"
-    aria-label="step of the history"><canvas data-pe="ticks" aria-hidden="true"></canvas></span>
+    aria-label="step of the history"><svg viewBox="0 0 1000 16"
+    preserveAspectRatio="none" aria-hidden="true"><path data-pe="ticks"/></svg></span>
   <button type="button" data-pe="live" aria-label="back to the newest step">live</button></div>
 <div class="pe-error" data-pe="error" role="alert" hidden></div>`;
 
@@ -61,7 +62,8 @@ const PARTS = {
     <p class="pe-say" data-pe="lane-says"></p></section>`,
   gauges: `<div class="pe-gauges" data-pe="gauges">${GAUGES.map((title) => `<div class="pe-card">
     <small>${title}</small><div><b></b> <span class="pe-soft"></span></div>
-    <canvas aria-hidden="true"></canvas></div>`).join("")}</div>`,
+    <svg viewBox="0 0 ${SPARK} ${SPARK_HEIGHT}" preserveAspectRatio="none" aria-hidden="true"><path/>
+    </svg></div>`).join("")}</div>`,
   requests: `<section class="pe-card"><h3>Requests <span class="pe-soft" data-pe="queue"></span>
     </h3><div class="pe-requests" data-pe="requests"></div>
     <form class="pe-form" data-pe="inject"><input type="text" name="prompt" aria-label="prompt"

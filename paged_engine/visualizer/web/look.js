@@ -75,8 +75,8 @@ function patternTile(context, number, theme) {
   return pattern ? tile(context, pattern === 1 ? "stripes" : "dots", theme.bg, 1) : null;
 }
 
-// A canvas of whole pixels, sharp on every screen and empty; returns its context, drawn in CSS
-// pixels.  With a `ground` nothing shines through, which is cheaper: the browser need not mix.
+// A canvas of whole pixels, sharp on every screen and all `ground`; returns its context, drawn in CSS
+// pixels.  Nothing shines through, which is cheaper: the browser need not mix.
 function fit(canvas, width, height, ground) {
   const scale = window.devicePixelRatio || 1;
   const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
@@ -86,13 +86,11 @@ function fit(canvas, width, height, ground) {
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
   }
-  const context = canvas.getContext("2d", { alpha: !ground });
+  const context = canvas.getContext("2d", { alpha: false });
   context.setTransform(scale, 0, 0, scale, 0, 0);
   context.globalAlpha = 1;
-  if (ground) {
-    context.fillStyle = ground;
-    context.fillRect(0, 0, width + 1, height + 1); // the last pixel may be but half of the width
-  } else context.clearRect(0, 0, width + 1, height + 1);
+  context.fillStyle = ground;
+  context.fillRect(0, 0, width + 1, height + 1); // the last pixel may be but half of the width
   return context;
 }
 

@@ -1,14 +1,14 @@
 // The view: holds the history, draws where the cursor stands, and sends what the reader does.
 
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
-const WORDS_PAUSE = 400; // milliseconds, or more, between two changes of all but the maps
+const WORDS_PAUSE = 800; // milliseconds, or more, between two changes of all but the maps
 const LONGEST_WORDS_PAUSE = 1200;
 const UNSEEN_PAUSE = 2000; // between two changes of what is scrolled out of sight
 const PADDING = 26; // of a card, and its border
 const SHARE = 0.005; // of all cores' time that pictures take while an engine computes, maybe with them
 const SHORTEST_REST = 50; // milliseconds between two of them
-const LONGEST_REST = 400;
-const PLAYED_IN = 200; // milliseconds in which the frames of one message are played; see player.py
+const LONGEST_REST = 500;
+const PLAYED_IN = 333; // milliseconds in which the frames of one message are played; see player.py
 const MOST_REQUESTS = 40; // that are listed
 const LARGEST_TEXT = 400; // characters of a text that a closed row shows
 
@@ -150,16 +150,16 @@ class View extends Hands {
     else {
       this.whole = false;
       this.wordsDrawn = now;
-      this.drawWords(state, theme, sizes, due);
+      this.drawWords(state, theme, due);
     }
     this.drawn += 1;
   }
 
-  drawWords(state, theme, sizes, due) {
-    if (this.find("where")) this.drawTime(theme, sizes);
+  drawWords(state, theme, due) {
+    if (this.find("where")) this.drawTime();
     if (due("blocks")) this.drawCounts(state);
     if (due("lanes")) this.drawBatch(state);
-    if (due("gauges")) this.drawGauges(state, theme, sizes);
+    if (due("gauges")) this.drawGauges(state, theme);
     if (due("requests")) this.drawRequests(state, theme);
   }
 
@@ -168,13 +168,10 @@ class View extends Hands {
   readSizes() {
     const inside = (element) => (element
       ? Math.max(0, Math.floor(element.getBoundingClientRect().width) - PADDING) : 0);
-    const track = this.find("ticks")?.parentElement;
     return {
       root: this.root.clientWidth,
       blocks: inside(this.find("blocks")?.parentElement),
       lanes: inside(this.find("lanes")?.parentElement),
-      gauge: inside(this.find("gauges")?.firstElementChild),
-      ticks: track ? [track.clientWidth, track.clientHeight || 16] : [0, 0],
     };
   }
 
@@ -185,7 +182,7 @@ class View extends Hands {
     return readTheme(this.root);
   }
 
-  drawTime(theme, sizes) {
+  drawTime() {
     const { playing, live, error, breaks, about } = this.state;
     const last = this.history.length;
     const slider = this.find("slider");
@@ -206,13 +203,8 @@ class View extends Hands {
     put(this.find("breaks"), "hidden", !live);
     put(this.find("error"), "hidden", !error);
     put(this.find("error"), "textContent", error);
-    const [width, height] = sizes.ticks;
-    const ticks = [width, height, last * Math.sign(this.ticks.length), theme.alarm].join();
-    if (ticks === this.ticksDrawn) return;
-    this.ticksDrawn = ticks;
-    const c = fit(this.find("ticks"), width, height);
-    c.fillStyle = theme.alarm;
-    for (const tick of this.ticks) c.fillRect(7 + (tick / Math.max(1, last)) * (width - 14), 1, 2, 5);
+    const place = (tick) => `M${((1000 * tick) / Math.max(1, last)).toFixed(1)} 1v5`;
+    put(this.find("ticks"), "d", this.ticks.map(place).join(""));
   }
 
   drawCounts(state) {
@@ -234,13 +226,13 @@ class View extends Hands {
     put(this.find("lane-says"), "textContent", this.hoverLane ?? "");
   }
 
-  drawGauges(state, theme, sizes) {
+  drawGauges(state, theme) {
     const cards = this.find("gauges").children;
     readGauges(this.gauges, state, this.count).forEach(([value, unit, values, colour], i) => {
-      const [, line, canvas] = cards[i].children;
+      const [, line, spark] = cards[i].children;
       put(line.children[0], "textContent", value);
       put(line.children[1], "textContent", unit);
-      drawSpark(canvas, values, colour, sizes.gauge, theme);
+      drawSpark(spark.firstChild, values, colour, theme);
     });
   }
 
