@@ -12,6 +12,7 @@ from paged_engine.visualizer.timeline import Timeline
 from tests.browser.conftest import settle
 from tests.browser.runs import eventful
 from tests.engine.engine_helpers import greedy, oracle_engine
+from tests.helpers.fakes import ByteTokenizer, OracleModel
 
 
 @pytest.fixture
@@ -235,6 +236,25 @@ def test_text_of_a_model_is_text_and_nothing_else(show: Callable[..., Any]) -> N
     settle(page)
     assert page.locator("#view img").count() == 0
     assert "</script>" in page.inner_text(".pe-row .pe-text >> nth=0")
+
+
+@pytest.mark.parametrize("width", [420, 700, 1280])
+def test_a_text_is_seen_to_grow_at_its_end(show: Callable[..., Any], width: int) -> None:
+    engine = oracle_engine(OracleModel(vocab_size=256), tokenizer=ByteTokenizer(), num_blocks=200)
+    engine.add_request("once upon a time", greedy(300))
+    while engine.has_unfinished:
+        engine.step()
+    page = show(Timeline(engine.log).document(), width=width)
+    for count in (200, 280):
+        go_to(page, count)
+        settle(page)
+        whole = page.evaluate("view.shown.requests[0].text")
+        shown = page.evaluate("document.querySelector('.pe-row .pe-text').textContent")
+        assert len(whole) > 150 > len(shown) > 5
+        assert shown.startswith("… ") and whole.endswith(shown[2:])
+    go_to(page, 300)  # it has ended, and is read from its beginning
+    whole = page.evaluate("view.shown.requests[0].text")
+    assert whole.startswith(page.evaluate("document.querySelector('.pe-row .pe-text').textContent"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

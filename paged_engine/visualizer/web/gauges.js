@@ -3,7 +3,7 @@
 const WINDOW = 20; // frames over which the speed is taken
 const SPARK = 160; // frames that a line shows
 const SPARK_HEIGHT = 34;
-const GAUGES = ["throughput", "batch", "blocks in use", "time to first token",
+const GAUGES = ["throughput", "batch", "blocks in use / waste / hits", "time to first token",
   "between tokens, p50 / p99"];
 
 // One row of values a frame, gathered as frames come.
@@ -100,7 +100,7 @@ function readGauges(book, state, count) {
     [String(now.running), `of ${state.maxSeqs} · ${state.preemptions} preempted`,
       rows.map((r) => r.running), 0],
     [state.numUsable ? percent(state.used / state.numUsable) : "0 %",
-      `${percent(now.waste)} waste, ${hits} hits`, rows.map((r) => r.used), 1],
+      `/ ${percent(now.waste)} / ${hits}`, rows.map((r) => r.used), 1],
     [milliseconds(quantile(firsts, 0.5)), "ms, median", waits.length > 1 ? waits : [], 4],
     [milliseconds(quantile(gaps, 0.5)),
       `/ ${milliseconds(quantile(gaps, 0.99))} ms`, rows.map((r) => r.gap ?? 0), 5],

@@ -10,7 +10,8 @@ const SHORTEST_REST = 50; // milliseconds between two of them
 const LONGEST_REST = 500;
 const PLAYED_IN = 333; // milliseconds in which the frames of one message are played; see player.py
 const MOST_REQUESTS = 40; // that are listed
-const LARGEST_TEXT = 400; // characters of a text that a closed row shows
+const CHARACTER = 7; // pixels of one in a row's text, or a little less
+const LARGEST_TEXT = 400; // of them that a closed row holds
 
 class View extends Hands {
   // `send` takes a message to the engine; without one this is a replay.
@@ -172,6 +173,7 @@ class View extends Hands {
       root: this.root.clientWidth,
       blocks: inside(this.find("blocks")?.parentElement),
       lanes: inside(this.find("lanes")?.parentElement),
+      text: this.find("requests")?.querySelector(".pe-text")?.clientWidth, // of a row, if there is one
     };
   }
 
@@ -248,11 +250,16 @@ class View extends Hands {
     for (let i = known.length - 1; i >= 0 && shown.length < MOST_REQUESTS; i--) {
       if (!UNFINISHED.has(known[i].status)) shown.push(known[i]); // the newest first
     }
+    const before = place.children.length;
     shown.forEach((r, i) => {
       const row = place.children[i] || place.appendChild(newRow());
       this.fillRow(row, r, theme);
     });
     while (place.children.length > shown.length) place.lastChild.remove();
+    if (!before && shown.length) {
+      this.sizes = null; // now there are rows that can be measured
+      this.wake();
+    }
     const { usable } = this.find("pool").elements;
     put(usable, "max", state.numBlocks);
     if (document.activeElement !== usable && Number(usable.value) !== state.numUsable) {
@@ -277,9 +284,12 @@ class View extends Hands {
     text.classList.toggle("pe-open", picked);
     if (picked) this.fillTokens(text, r);
     else {
+      // a text that grows is seen to grow at its end, any other is read from its beginning
       const words = r.text || r.words;
+      const room = Math.floor((this.sizes?.text || 0) / CHARACTER) || LARGEST_TEXT;
+      const grows = r.text && r.status === "running" && words.length > room;
       put(text, "textContent",
-        words.length > LARGEST_TEXT ? `… ${words.slice(-LARGEST_TEXT)}` : words);
+        grows ? `… ${words.slice(2 - room)}` : words.slice(0, LARGEST_TEXT));
     }
     text.classList.toggle("pe-soft", !picked && !r.text); // the prompt until there is an answer
     put(abort, "hidden", !this.state.live);
