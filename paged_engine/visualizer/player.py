@@ -30,7 +30,7 @@ from paged_engine.errors import PagedEngineError
 MESSAGES_PER_SECOND = 3  # each with the frames of all steps since; the page shows them one by one
 LET_GO = 6  # times that a step lets go of the event loop: a message takes several to come in
 ASK_AFTER = 10.0  # seconds without a word from a page until they are asked for one
-SILENCE = 25.0  # and until playing pauses
+MOST_ASKS = 2  # without an answer until playing pauses: after a long step the first comes late
 FULL = 0.9  # share of the usable blocks in use at which "full" breaks
 MOST_STEPS = 100_000  # that `finish` runs
 
@@ -80,8 +80,8 @@ class Player:
         self._views: weakref.WeakSet[Any] = weakref.WeakSet()
         self._task: asyncio.Task[None] | None = None
         self._pages: dict[str, float] = {}  # when each was last heard of
-        self._began = 0.0  # to play
         self._asked = 0.0  # when pages were last asked whether they are there
+        self._unanswered = 0  # how often they were since
         self._shown = 0.0  # when frames were last sent
         self._broke = ""
         self._in_step = False
@@ -113,7 +113,7 @@ class Player:
                 "play needs a running event loop, as in a notebook; elsewhere call finish()"
             )
         self._loop, self._thread = loop, threading.get_ident()
-        self._began = time.monotonic()
+        self._unanswered = 0
         self.error = self.stopped_by = ""
         self.is_playing = True
         self._task = loop.create_task(self._run())
@@ -164,6 +164,7 @@ class Player:
         """Take a message of a page; it may come on any thread."""
         page = str(message.get("page", ""))
         self._pages[page] = time.monotonic()
+        self._unanswered = 0
         match message:
             case {"cmd": "gone"}:
                 self._pages.pop(page, None)
@@ -245,7 +246,7 @@ class Player:
                 self.is_playing = False
             elif self._broke:
                 self.stopped_by, self.is_playing = f"paused: {self._broke}", False
-            elif self._is_alone():
+            elif self._pages and self._is_due() and self._unanswered >= MOST_ASKS:
                 self.stopped_by, self.is_playing = "paused: no page was looking on", False
             if self.is_playing:  # else what is new is shown, and saved, once, behind the loop
                 self._show(at_most=MESSAGES_PER_SECOND)
@@ -269,14 +270,10 @@ class Player:
             self._in_step = False
         return True
 
-    def _is_alone(self) -> bool:
-        """Whether there were pages, and none has been heard of for long."""
-        return bool(self._pages) and time.monotonic() - self._heard > SILENCE
-
-    @property
-    def _heard(self) -> float:
-        """When there was last a word from a page, or playing began."""
-        return max([self._began, *self._pages.values()])
+    def _is_due(self) -> bool:
+        """Whether it is long since there was a word from a page, or it was asked for one."""
+        last = max([self._asked, *self._pages.values()])
+        return self.is_playing and time.monotonic() - last > ASK_AFTER
 
     def _look_for_break(self, event: ev.Event) -> None:
         if event.kind in self.breaks:
@@ -294,9 +291,10 @@ class Player:
         if at_most is not None and self.is_playing and now - self._shown < 1 / at_most:
             return
         self._shown = now
-        self.asks = self.is_playing and now - max(self._heard, self._asked) > ASK_AFTER
+        self.asks = self._is_due()
         if self.asks:
             self._asked = now
+            self._unanswered += 1
         for view in list(self._views):
             view.show()
         self.asks = False

@@ -225,7 +225,7 @@ def test_the_theme_of_jupyterlab_is_the_views_too(opened: Callable[..., Notebook
 
 
 def test_it_stops_when_the_page_is_gone(opened: Callable[..., Notebook]) -> None:
-    soon = "from paged_engine.visualizer import player\nplayer.ASK_AFTER, player.SILENCE = 1.0, 3.0"
+    soon = "from paged_engine.visualizer import player\nplayer.ASK_AFTER = 1.0"
     notebook = opened(SETUP, soon, name="gone.ipynb")
     notebook.run_all()
     wait_in_view(notebook, "view.history.length > 0")
