@@ -64,7 +64,7 @@ class Player:
         breaks: At which of `BREAKS` playing pauses.
         error: What the engine raised, in words; empty if nothing.
         stopped_by: Why playing paused, if the reader did not.
-        asks: Whether pages are to say, now, that they are there.
+        asks: Whether what is sent now asks pages to say that they are there.
     """
 
     def __init__(self, engine: Stepped, add_request: Callable[[str, int, int], object]) -> None:
@@ -297,7 +297,6 @@ class Player:
             self._unanswered += 1
         for view in list(self._views):
             view.show()
-        self.asks = False
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -4,7 +4,8 @@
 
 Run it on a quiet machine.  Throughput with and without a view is measured in one JupyterLab, in
 turns; the rest in a page of its own.  Throughput differs from round to round by more than the view
-costs; the processor time that browser and server take does not, and says what a change brings.
+costs, so the processor time that browser and server take is counted too.  That differs as well, by
+what the browser clears away in a round, but tells sooner what a change brings.
 """
 
 from __future__ import annotations
