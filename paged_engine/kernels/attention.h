@@ -1,12 +1,10 @@
 // What a call for attention says, to paged_attention.cpp and to unit_attention.cpp.
 #pragma once
 
+#include "team.h"
 #include "vectors.h"
 
 #include <limits>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 // Kept in step with library.py, field by field.
 struct Attention {
@@ -29,14 +27,6 @@ struct Attention {
 
 // A score that no other is below, and whose weight is zero.
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-inline int64_t this_thread() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 // A decoded token is one piece of work with all KV heads if there are so many pieces for a thread:
 // a block's heads lie one after the other, and memory is fastest when it is read in one go.

@@ -59,7 +59,7 @@ def library(capability: str, extra: Sequence[str] = ()) -> Path:
         KernelsUnavailableError: There is no compiler, or it failed; it says which.
     """
     compiler = find_compiler()
-    own = [*FLAGS, *INSTRUCTIONS.get(capability, []), *_openmp(), *extra]
+    own = [*FLAGS, *INSTRUCTIONS.get(capability, []), *openmp(), *extra]
     command = [compiler, *own, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     target = cache_folder() / _key(command) / "kernels.so"
     if target.exists():
@@ -122,7 +122,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise KernelsUnavailableError(f"{command[0]} could not be run: {error}") from error
 
 
-def _openmp() -> list[str]:
+def openmp() -> list[str]:
     """Flags for threads; torch has loaded the same library, so that they share theirs."""
     if platform.system() != "Darwin":
         return ["-fopenmp"]

@@ -4,7 +4,7 @@
 // short one does.  What a step called can be called again, with other numbers in the same memory, as
 // a CUDA graph is: kernels/tape.py.
 
-#include <cstdint>
+#include "team.h"
 
 struct Call {
     int64_t (*kernel)(const void*);
@@ -12,9 +12,13 @@ struct Call {
 };
 
 // Stops at the first that does not return 0, and returns what it did.
-extern "C" int64_t run_calls(const Call* calls, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        if (const int64_t failed = calls[i].kernel(calls[i].argument)) return failed;
-    }
-    return 0;
+//
+// All threads go down the list, each on its own: so they come together once for all calls.
+extern "C" int64_t run_calls(const Call* calls, int64_t count, int64_t num_threads) {
+    return together(num_threads, [&](Team&) -> int64_t {
+        for (int64_t i = 0; i < count; i++) {
+            if (const int64_t failed = calls[i].kernel(calls[i].argument)) return failed;
+        }
+        return 0;
+    });
 }

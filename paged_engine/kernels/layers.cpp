@@ -4,14 +4,13 @@
 // on a CPU they take longer than the attention between them.  Sums are in fp32, whatever the numbers
 // are kept in.
 
+#include "team.h"
 #include "vectors.h"
 
 // Below that many numbers a second thread costs more than it brings.
 constexpr int64_t WORTH_A_THREAD = 16384;
 
-static int threads_for(int64_t numbers, int64_t num_threads) {
-    return numbers < WORTH_A_THREAD ? 1 : int(num_threads);
-}
+static bool for_one_alone(int64_t numbers) { return numbers < WORTH_A_THREAD; }
 
 // Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467) of one row: weight * x / rms(x).
 template <typename T>
@@ -40,8 +39,7 @@ struct AddAndNorm {
 // x += delta, unless delta is null; then out = norm(x).
 template <typename T>
 static int64_t add_and_norm(const AddAndNorm& a) {
-#pragma omp parallel for num_threads(threads_for(a.rows * a.width, a.num_threads))
-    for (int64_t row = 0; row < a.rows; row++) {
+    return each(a.rows, a.num_threads, for_one_alone(a.rows * a.width), [&](int64_t row) {
         T* x = static_cast<T*>(a.x) + row * a.width;
         if (a.delta) {
             const T* delta = static_cast<const T*>(a.delta) + row * a.width;
@@ -51,8 +49,7 @@ static int64_t add_and_norm(const AddAndNorm& a) {
             }
         }
         normalise(x, a.weight, a.epsilon, a.width, static_cast<T*>(a.out) + row * a.width);
-    }
-    return 0;
+    });
 }
 
 // 1 / (1 + e^-x), without overflow on either side.
@@ -70,8 +67,7 @@ struct SiluAndMultiply {
 // out = silu(gate) * up, where each row of `gate_and_up` is [gate, up] (SwiGLU, arXiv 2002.05202).
 template <typename T>
 static int64_t silu_and_multiply(const SiluAndMultiply& a) {
-#pragma omp parallel for num_threads(threads_for(a.rows * a.width, a.num_threads))
-    for (int64_t row = 0; row < a.rows; row++) {
+    return each(a.rows, a.num_threads, for_one_alone(a.rows * a.width), [&](int64_t row) {
         const T* gate = static_cast<const T*>(a.gate_and_up) + row * 2 * a.width;
         const T* up = gate + a.width;
         T* out = static_cast<T*>(a.out) + row * a.width;
@@ -80,8 +76,7 @@ static int64_t silu_and_multiply(const SiluAndMultiply& a) {
             Vec x = load(gate + i, n);
             put(x * sigmoid(x) * load(up + i, n), out + i, n);
         }
-    }
-    return 0;
+    });
 }
 
 struct RopeAndWrite {
@@ -121,8 +116,7 @@ static int64_t rope_and_write(const RopeAndWrite& a) {
     if (foreign) return foreign;
     const int64_t d = a.head_dim, heads = a.num_heads + a.num_kv_heads;
     const int64_t width = (heads + a.num_kv_heads) * d;
-#pragma omp parallel for num_threads(threads_for(a.num_tokens * width, a.num_threads))
-    for (int64_t token = 0; token < a.num_tokens; token++) {
+    return each(a.num_tokens, a.num_threads, for_one_alone(a.num_tokens * width), [&](int64_t token) {
         T* row = static_cast<T*>(a.qkv) + token * width;
         for (int64_t head = 0; head < heads; head++) {
             const float* norm = head < a.num_heads ? a.q_norm : a.k_norm;
@@ -137,8 +131,7 @@ static int64_t rope_and_write(const RopeAndWrite& a) {
             std::memcpy(static_cast<T*>(a.v_cache) + cell, key + (a.num_kv_heads + head) * d,
                         d * sizeof(T));
         }
-    }
-    return 0;
+    });
 }
 
 FOR_BOTH(add_and_norm, AddAndNorm)

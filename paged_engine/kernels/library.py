@@ -83,9 +83,10 @@ class ProductCall(ctypes.Structure):
     """`struct Product` of products.cpp, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "out")),
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "bias", "out", "prepared")),
         *((name, ctypes.c_int64) for name in _PRODUCT_NUMBERS),
     ]
+    room: torch.Tensor | None  # what `prepared` names
 
 
 class Kernels:
@@ -106,7 +107,7 @@ class Kernels:
         self._library.paged_attention_scratch_size.restype = ctypes.c_int64
         self._library.paged_attention_scratch_size.argtypes = [ctypes.c_int64] * 4
         self._library.run_calls.restype = ctypes.c_int64
-        self._library.run_calls.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        self._library.run_calls.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self._attend = self._of_each_dtype("paged_attention")
         self._rope = self._of_each_dtype("rope_and_write")
         self._norm = self._of_each_dtype("add_and_norm")
@@ -116,7 +117,7 @@ class Kernels:
         self.panel_numbers = self._of_each_way("panel_numbers")
         self.ways = [way for way, has in self._of_each_way("has_instructions").items() if has]
         self.folder = path.parent
-        self._recording = _Recording()
+        self._own = _OfThread()
 
     def _function(self, name: str, arguments: Sequence[Any] = (ctypes.c_void_p,)) -> Any:
         function = getattr(self._library, name)
@@ -132,16 +133,16 @@ class Kernels:
     @contextmanager
     def record(self) -> Iterator[Tape]:
         """What this thread calls meanwhile is done, and is on the tape, to be done again."""
-        assert self._recording.tape is None, "one tape at a time"
-        tape = self._recording.tape = Tape(self._library.run_calls)
+        assert self._own.tape is None, "one tape at a time"
+        tape = self._own.tape = Tape(self._library.run_calls, torch.get_num_threads())
         try:
             yield tape
         finally:
-            self._recording.tape = None
+            self._own.tape = None
 
     def _run(self, function: Any, call: Any) -> int:
-        if self._recording.tape is not None:
-            self._recording.tape.add(function, call)
+        if self._own.tape is not None:
+            self._own.tape.add(function, call)
         return int(function(ctypes.addressof(call)))
 
     def scratch_size(self, most_rows: int, num_kv_heads: int, head_dim: int, value_dim: int) -> int:
@@ -226,23 +227,42 @@ class Kernels:
             out: `[T, columns]`, dense.  It, x and the panels are of the type that the way takes.
         """
         rows, depth = x.shape
+        prepared = self._room_for_x(way, rows, depth)
         call = ProductCall(
             x=x.data_ptr(),
             weights=panels.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
             out=out.data_ptr(),
+            prepared=None if prepared is None else prepared.data_ptr(),
             rows=rows,
             depth=depth,
             columns=out.shape[1],
             num_threads=torch.get_num_threads(),
         )
+        call.room = prepared  # it is there as long as the call is
         self._run(self._multiply[way], call)
 
+    def _room_for_x(self, way: str, rows: int, depth: int) -> torch.Tensor | None:
+        """Where x may be prepared for a product; calls that follow each other share it."""
+        if PRODUCTS[way] == torch.float32:
+            return None
+        size = rows * (depth + self.panel_numbers[way])
+        if self._own.room.numel() < size:
+            self._own.room = torch.empty(size)
+        return self._own.room
 
-class _Recording(threading.local):
-    """What a thread's calls are recorded on: those of another engine's thread are its own."""
 
-    tape: Tape | None = None
+class _OfThread(threading.local):
+    """What each thread has for itself: another engine may make calls on another thread.
+
+    Attributes:
+        tape: On which its calls are recorded.
+        room: In which products prepare x.
+    """
+
+    def __init__(self) -> None:
+        self.tape: Tape | None = None
+        self.room = torch.empty(0)
 
 
 def check_slots(foreign: int, num_slots: int) -> None:

@@ -349,11 +349,9 @@ static int64_t paged_attention(const Attention& a) {
     const int64_t size = paged_attention_scratch_size(a.most_rows, a.num_kv_heads, a.head_dim,
                                                       a.value_dim);
     const int64_t group = a.num_heads / a.num_kv_heads;
-#pragma omp parallel num_threads(int(a.num_threads))
-    {
+    return together(a.num_threads, [&](Team& team) -> int64_t {
         const Scratch scratch(a.scratch + this_thread() * size, a);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t piece = 0; piece < a.num_work * a.num_kv_heads; piece++) {
+        team.each(a.num_work * a.num_kv_heads, false, Order::QUEUE, [&](int64_t piece) {
             const int64_t* work = a.work + piece / a.num_kv_heads * 4;
             const int64_t head = piece % a.num_kv_heads;
             if (work[3] * group > ROWS || a.num_work < MANY * a.num_threads) {
@@ -361,9 +359,9 @@ static int64_t paged_attention(const Attention& a) {
             } else if (head == 0) {
                 attend<T>(a, scratch, work, 0, a.num_kv_heads);
             }
-        }
-    }
-    return 0;
+        });
+        return 0;
+    });
 }
 
 FOR_BOTH(paged_attention, Attention)

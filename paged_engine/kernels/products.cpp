@@ -14,9 +14,8 @@
 // be twice as much as they do with floats.  Elsewhere pairs become floats on their way into the
 // registers: a shift makes the one, and a mask the other.
 
-#include <vector>
-
 #include "matrix_unit.h"
+#include "team.h"
 #include "vectors.h"
 
 // As many sums as registers can hold beside the weights: there are 32 with AVX-512, else 16.
@@ -127,6 +126,8 @@ struct Product {
     const void* weights;  // [panels, steps, COLUMNS<Way>], zeros behind the last column and number
     const float* bias;    // [columns], or null
     void* out;            // [rows, columns], dense
+    void* prepared;       // room for x as the inner loop reads it, unless that is as it lies there:
+                          // [rows, steps], each of Way::NUMBERS numbers of type Way::Factor
     int64_t rows, depth, columns, num_threads;
 };
 
@@ -143,35 +144,14 @@ inline void ask_for(const void* memory) { __builtin_prefetch(memory, 0, 2); }
 // Some rows of x from `row` on, times a block of a panel.
 template <typename Way>
 struct Tile {
-    int64_t row, column;  // the first of each in the result
+    int64_t row;          // the first
     int64_t from, to;     // the block's part of the steps
     const typename Way::Weight* weights;  // of the block
     const typename Way::Weight* soon;     // weights to ask for meanwhile,
     int64_t stride;                       // and how many of them at each step
 };
 
-// Where they belong, what `sum(row, register)` says of a tile, and the bias.
-template <typename Way, typename Sum>
-inline void put_results(const Work<Way>& a, const Tile<Way>& tile, int rows, Sum sum) {
-    const int64_t there = a.columns - tile.column;
-    Vec bias[Way::REGISTERS] = {};
-    for (int c = 0; a.bias && c < Way::REGISTERS; c++) {
-        bias[c] = load(a.bias + tile.column + c * LANES, there - c * LANES);
-    }
-    auto out = static_cast<typename Way::Number*>(a.out) + tile.row * a.columns + tile.column;
-    for (int r = 0; r < rows; r++, out += a.columns) {
-        int c = 0;
-        for (; c + 1 < Way::REGISTERS && there >= (c + 2) * LANES; c += 2) {
-            put(sum(r, c) + bias[c], sum(r, c + 1) + bias[c + 1], out + c * LANES);
-        }
-        for (; c < Way::REGISTERS; c++) {
-            put(sum(r, c) + bias[c], out + c * LANES, there - c * LANES);
-        }
-    }
-}
-
-// `sums_so_far` [ROWS, COLUMNS<Way>] is what the blocks before came to, and takes what this one does;
-// after the last one the sums are the result.
+// `sums_so_far` [ROWS, COLUMNS<Way>] is what the blocks before came to, and takes what this one does.
 template <typename Way, int ROWS>
 static void multiply_tile(const Work<Way>& a, const Tile<Way>& tile, float* sums_so_far) {
     constexpr int WIDTH = Way::REGISTERS;
@@ -202,8 +182,7 @@ static void multiply_tile(const Work<Way>& a, const Tile<Way>& tile, float* sums
             }
         }
     }
-    if (tile.to < a.steps) return each_sum([](Vec& sum, float* place) { put(sum, place); });
-    put_results(a, tile, ROWS, [&](int r, int c) { return sums[r][c]; });
+    each_sum([](Vec& sum, float* place) { put(sum, place); });
 }
 
 // The same for a number of rows that is known only now.
@@ -229,10 +208,6 @@ void multiply_rows<Matrices>(const Work<Matrices>& a, int64_t rows, const Tile<M
                      tile.weights + i * WIDE, half);
     }
     put_sums(sums_so_far, WIDE, half);
-    if (tile.to < a.steps) return;
-    put_results(a, tile, int(rows), [&](int r, int c) {
-        return load(sums_so_far + r * WIDE + c * LANES);
-    });
 }
 #endif
 
@@ -241,55 +216,71 @@ static int64_t part(int64_t whole, int64_t i, int64_t parts) { return whole * i 
 
 static int64_t pieces_of(int64_t whole, int64_t most) { return (whole + most - 1) / most; }
 
-// `rows` rows of x from `first` on, times one panel.
+// Some rows of x, from `row` on, and a panel.
+struct Piece {
+    int64_t row, rows, panel;
+};
+
+// The product of a piece, into `sums` [rows, COLUMNS<Way>].
 template <typename Way>
-static void multiply_panel(const Work<Way>& a, int64_t first, int64_t rows, int64_t panel) {
+static void multiply_piece(const Work<Way>& a, const Piece& piece, float* sums) {
     constexpr int WIDE = COLUMNS<Way>;
-    float sums_so_far[Way::ROWS_AT_ONCE * WIDE];
-    auto weights = static_cast<const typename Way::Weight*>(a.weights) + panel * WIDE * a.steps;
+    auto weights = static_cast<const typename Way::Weight*>(a.weights) + piece.panel * WIDE * a.steps;
     const int64_t blocks = pieces_of(a.steps, DEPTH_AT_ONCE<Way>);
-    const int64_t tiles = pieces_of(rows, Way::MOST_ROWS);
+    const int64_t tiles = pieces_of(piece.rows, Way::MOST_ROWS);
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t from = part(a.steps, block, blocks), to = part(a.steps, block + 1, blocks);
         const auto here = weights + from * WIDE;
         const auto next = weights + to * WIDE;  // behind the last block comes the next panel
         for (int64_t tile = 0; tile < tiles; tile++) {
-            const int64_t begin = part(rows, tile, tiles), end = part(rows, tile + 1, tiles);
+            const int64_t begin = part(piece.rows, tile, tiles);
+            const int64_t end = part(piece.rows, tile + 1, tiles);
             // each asks for its share
             const auto soon = next + part((to - from) * WIDE, tile, tiles);
-            multiply_rows<Way>(a, end - begin,
-                               {first + begin, panel * WIDE, from, to, here, soon, WIDE / tiles},
-                               sums_so_far + begin * WIDE);
+            multiply_rows<Way>(a, end - begin, {piece.row + begin, from, to, here, soon, WIDE / tiles},
+                               sums + begin * WIDE);
         }
     }
 }
 
-static int threads_for(int64_t numbers, const Product& a) {
-    return numbers < WORTH_A_THREAD ? 1 : int(a.num_threads);
+// Its sums to where they belong, with the bias.
+template <typename Way>
+static void put_results(const Work<Way>& a, const Piece& piece, const float* sums) {
+    const int64_t column = piece.panel * COLUMNS<Way>, there = a.columns - column;
+    Vec bias[Way::REGISTERS] = {};
+    for (int c = 0; a.bias && c < Way::REGISTERS; c++) {
+        bias[c] = load(a.bias + column + c * LANES, there - c * LANES);
+    }
+    auto out = static_cast<typename Way::Number*>(a.out) + piece.row * a.columns + column;
+    for (int64_t r = 0; r < piece.rows; r++, out += a.columns, sums += COLUMNS<Way>) {
+        const auto result = [&](int c) { return load(sums + c * LANES) + bias[c]; };
+        int c = 0;
+        for (; c + 1 < Way::REGISTERS && there >= (c + 2) * LANES; c += 2) {
+            put(result(c), result(c + 1), out + c * LANES);
+        }
+        for (; c < Way::REGISTERS; c++) put(result(c), out + c * LANES, there - c * LANES);
+    }
 }
 
-// x as the inner loop reads it: where it lies, or in memory that is kept for the next call.
+// x as the inner loop reads it: where it lies, or where it is prepared.
 template <typename Way>
-static const typename Way::OfX* read_as(const Product& a, int64_t steps) {
+static const typename Way::OfX* read_as(const Product& a, int64_t steps, Team& team, bool alone) {
     typedef typename Way::OfX OfX;
     typedef typename Way::Number Number;
     const Number* x = static_cast<const Number*>(a.x);
     if (sizeof(Number) == sizeof(typename Way::Factor) && a.depth % Way::NUMBERS == 0) {
         return reinterpret_cast<const OfX*>(x);
     }
-    static thread_local std::vector<OfX> kept;
+    OfX* rows = static_cast<OfX*>(a.prepared);
     const int64_t width = steps * Way::PARTS;
-    if (int64_t(kept.size()) < a.rows * width) kept.resize(a.rows * width);
-    OfX* rows = kept.data();
-#pragma omp parallel for num_threads(threads_for(a.rows * a.depth, a))
-    for (int64_t row = 0; row < a.rows; row++) {
+    team.each(a.rows, alone, Order::PARTS, [&](int64_t row) {
         std::memset(rows + (row + 1) * width - 1, 0, sizeof(OfX));  // behind an odd depth
         auto to = reinterpret_cast<typename Way::Factor*>(rows + row * width);
         for (int64_t i = 0; i < a.depth; i += LANES) {
             const int64_t there = a.depth - i;
             put(load(x + row * a.depth + i, there), to + i, there);
         }
-    }
+    });
     return rows;
 }
 
@@ -297,17 +288,27 @@ template <typename Way>
 static int64_t multiply(const void* call) {
     const Product& product = *static_cast<const Product*>(call);
     const int64_t steps = pieces_of(product.depth, Way::NUMBERS);
-    const Work<Way> a{product, read_as<Way>(product, steps), steps};
-    const int64_t panels = pieces_of(a.columns, COLUMNS<Way>);
-    const int64_t groups = pieces_of(a.rows, Way::ROWS_AT_ONCE);
-#pragma omp parallel for collapse(2) num_threads(threads_for(a.rows * a.depth * a.columns, a))
-    for (int64_t group = 0; group < groups; group++) {
-        for (int64_t panel = 0; panel < panels; panel++) {
-            const int64_t first = part(a.rows, group, groups);
-            multiply_panel(a, first, part(a.rows, group + 1, groups) - first, panel);
+    const int64_t panels = pieces_of(product.columns, COLUMNS<Way>);
+    const int64_t groups = pieces_of(product.rows, Way::ROWS_AT_ONCE);
+    const int64_t pieces = groups * panels;
+    const bool little_of_x = product.rows * product.depth < WORTH_A_THREAD;
+    const bool alone = product.rows * product.depth * product.columns < WORTH_A_THREAD;
+    return together(alone ? 1 : product.num_threads, [&](Team& team) -> int64_t {
+        const Work<Way> a{product, read_as<Way>(product, steps, team, little_of_x), steps};
+        float sums[Way::ROWS_AT_ONCE * COLUMNS<Way>];
+        const auto piece = [&](int64_t i) -> Piece {
+            const int64_t row = part(a.rows, i / panels, groups);
+            return {row, part(a.rows, i / panels + 1, groups) - row, i % panels};
+        };
+        const auto make = [&](int64_t i) { multiply_piece(a, piece(i), sums); };
+        const auto give = [&](int64_t i) { put_results(a, piece(i), sums); };
+        if (!alone && pieces <= Team::MOST_TWICE) {
+            team.each_once_or_twice(pieces, make, give);
+        } else {
+            team.each(pieces, alone, Order::PARTS, [&](int64_t i) { make(i), give(i); });
         }
-    }
-    return 0;
+        return 0;
+    });
 }
 
 #define FOR_EACH_WAY(NAME, WAY)                                                         \

@@ -27,10 +27,12 @@ class Tape:
 
     Args:
         run_calls: The function of calls.cpp.
+        num_threads: That make the calls together: as many as each of them says.
     """
 
-    def __init__(self, run_calls: Any) -> None:
+    def __init__(self, run_calls: Any, num_threads: int) -> None:
         self._run_calls = run_calls
+        self._num_threads = num_threads
         self._functions: list[Any] = []
         self._calls: list[ctypes.Structure] = []
         self._entries: Any = None
@@ -56,4 +58,5 @@ class Tape:
             for entry, function, call in made:
                 entry.kernel = ctypes.cast(function, ctypes.c_void_p)
                 entry.argument = ctypes.addressof(call)
-        return int(self._run_calls(ctypes.addressof(self._entries), len(self._entries)))
+        list_of_calls = ctypes.addressof(self._entries)
+        return int(self._run_calls(list_of_calls, len(self._entries), self._num_threads))

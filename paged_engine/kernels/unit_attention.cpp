@@ -318,23 +318,21 @@ bool unit_attends(const Attention& a) {
 int64_t unit_attention(const Attention& a) {
     const int64_t size = unit_attention_scratch_size(a.most_rows, a.num_kv_heads, a.head_dim,
                                                      a.value_dim);
-    const int64_t together = heads_together(a.num_heads / a.num_kv_heads, a.num_kv_heads);
-#pragma omp parallel num_threads(int(a.num_threads))
-    {
+    const int64_t at_once = heads_together(a.num_heads / a.num_kv_heads, a.num_kv_heads);
+    return together(a.num_threads, [&](Team& team) -> int64_t {
         const Scratch scratch(a.scratch + this_thread() * size, sets_of(a.most_rows),
                               a.num_kv_heads, a.head_dim, a.value_dim);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t piece = 0; piece < a.num_work * a.num_kv_heads; piece++) {
+        team.each(a.num_work * a.num_kv_heads, false, Order::QUEUE, [&](int64_t piece) {
             const int64_t* work = a.work + piece / a.num_kv_heads * 4;
             const int64_t head = piece % a.num_kv_heads;
             if (work[3] > 1 || a.num_work < MANY * a.num_threads) {
                 Piece(a, scratch, work, head, 1).attend();
-            } else if (head % together == 0) {
-                Piece(a, scratch, work, head, std::min(together, a.num_kv_heads - head)).attend();
+            } else if (head % at_once == 0) {
+                Piece(a, scratch, work, head, std::min(at_once, a.num_kv_heads - head)).attend();
             }
-        }
-    }
-    return 0;
+        });
+        return 0;
+    });
 }
 
 #else

@@ -116,7 +116,7 @@ def test_a_row_gets_the_same_bits_alone_and_in_a_batch() -> None:
 
 FAULTS = {
     "the bias is left out": ("a.bias && c <", "false && c <"),
-    "the bias of the first columns": ("a.bias + tile.column + c * LANES", "a.bias + tile.column"),
+    "the bias of the first columns": ("a.bias + column + c * LANES", "a.bias + column"),
     "the last number of the depth is lost": ("i < tile.to -", "i + 1 < tile.to -"),
     "every row is the first": ("x[(r * a.steps + i) * PARTS + p]", "x[i * PARTS + p]"),
     "the same registers twice": ("COLUMNS<Way> + c * LANES", "COLUMNS<Way>"),
@@ -128,18 +128,19 @@ FAULTS = {
     "the rows lie one number closer": ("x + row * a.depth + i", "x + row * (a.depth - 1) + i"),
     "the last column is lost": ("out + c * LANES, there -", "out + c * LANES, there - 1 -"),
     "the panel of other columns": ("panel * WIDE * a.steps", "0 * WIDE * a.steps"),
-    "the last group is lost": ("group < groups;", "group < groups - (groups > 1);"),
-    "the last panel is lost": ("panel < panels;", "panel < panels - (panels > 1);"),
+    "the last group is lost": ("= groups * panels;", "= panels;"),
+    "the last panel is lost": ("= groups * panels;", "= groups * panels - (panels > 1);"),
+    "every panel is the first": ("row, i % panels}", "row, 0 * i}"),
     "the last tile is lost": ("tile < tiles;", "tile < tiles - (tiles > 1);"),
     "the last block is lost": ("block < blocks;", "block < blocks - (blocks > 1);"),
     "each block is the first": ("weights + from * WIDE", "weights + 0 * WIDE"),
     "each block is the first of x": ("(tile.row * a.steps + tile.from)", "(tile.row * a.steps)"),
     "the blocks before are forgotten": ("tile.from > 0", "tile.from > a.steps"),
-    "each block is the last": ("tile.to < a.steps", "tile.to < 0"),
-    "tiles share their sums": ("sums_so_far + begin * WIDE", "sums_so_far"),
-    "a group begins at the first row": ("{first + begin, panel", "{begin, panel"),
+    "tiles share their sums": ("sums + begin * WIDE", "sums"),
+    "a group begins at the first row": ("{piece.row + begin, from", "{begin, from"),
     "a tile of one row fewer": ("tile<Way, ROWS>(a,", "tile<Way, (ROWS + 1) / 2>(a,"),
     "the last number of a row is lost": ("a.depth + i, there)", "a.depth + i, there - 1)"),
+    "rows of the sums lie closer": ("sums += COLUMNS<Way>", "sums += LANES"),
     "rows of the result lie closer": ("out += a.columns", "out += a.columns - 1"),
 }  # fmt: skip
 
@@ -171,7 +172,7 @@ FAULTS_OF_THE_UNIT = {
     "the lower half is one row later": (OURS, "x + UNIT_ROWS *", "x + (UNIT_ROWS + 1) *"),
     "no lower half": (OURS, "{rows > UNIT_ROWS, true}", "{rows > UNIT_ROWS + 8, true}"),
     "what came before is forgotten": (OURS, "from > 0) load", "from < 0) load"),
-    "there is no result": (OURS, "put_results(a, tile, int(rows)", "put_results(a, tile, 0"),
+    "there is no result": (OURS, "put_sums(sums_so_far, WIDE, half);", ""),
 }  # fmt: skip
 
 
