@@ -336,6 +336,38 @@ def test_a_view_that_was_hidden_is_drawn_when_it_is_shown(page: Any) -> None:
     settle(page)
 
 
+HIDDEN_WHILE_PLAYING = """async (key) => {
+    const frames = view.history.frames.slice();
+    const pause = () => new Promise((done) => setTimeout(done, 600));
+    const draw = view.draw;
+    let tries = 0;
+    view.draw = function () {
+        tries += 1;
+        draw.call(this);
+    };
+    view.observer.disconnect(); // it would say that the view is shown again
+    view.root.style.display = "none";
+    view.sizes = null;
+    view.load({ key, frames: [] });
+    view.setStatus({ live: true, playing: true });
+    view.addFrames(0, frames);
+    await pause();
+    const before = tries;
+    view.root.style.display = "";
+    view.addFrames(frames.length, []);
+    await pause();
+    return [before, view.count];
+}"""
+
+
+def test_a_hidden_view_waits_for_the_next_message(show: Callable[..., Any]) -> None:
+    """As in a tab of JupyterLab that is behind another."""
+    document = Timeline(eventful().log).document()
+    tries, count = show(document).evaluate(HIDDEN_WHILE_PLAYING, document["key"])
+    assert tries <= 2
+    assert count == len(document["frames"])
+
+
 SCROLLED_AWAY = """async ([key, playedIn]) => {
     const frames = view.history.frames.slice();
     const half = Math.floor(frames.length / 2);

@@ -127,7 +127,7 @@ FAULTS = {
     "an odd depth ends with what was there": ("width - 1, 0, sizeof", "width - 1, 255, sizeof"),
     "the rows lie one number closer": ("x + row * a.depth + i", "x + row * (a.depth - 1) + i"),
     "the last column is lost": ("out + c * LANES, there -", "out + c * LANES, there - 1 -"),
-    "the panel of other columns": ("panel * WIDE * a.steps", "0 * WIDE * a.steps"),
+    "the panel of other columns": ("piece.panel * WIDE * a.steps", "0 * WIDE * a.steps"),
     "the last group is lost": ("= groups * panels;", "= panels;"),
     "the last panel is lost": ("= groups * panels;", "= groups * panels - (panels > 1);"),
     "every panel is the first": ("row, i % panels}", "row, 0 * i}"),

@@ -101,7 +101,8 @@ class View extends Hands {
       this.asked = null;
       if (busy) this.weigh();
       this.draw();
-      if (this.played < this.history.length) this.wake(false);
+      const isShown = this.sizes !== null; // else there is nothing to be drawn until it is
+      if (isShown && this.played < this.history.length) this.wake(false);
     });
   }
 
