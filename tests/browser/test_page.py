@@ -293,7 +293,7 @@ def test_an_empty_run_is_drawn(show: Callable[..., Any]) -> None:
 
 
 PLAYED_IN = round(1000 / MESSAGES_PER_SECOND)  # milliseconds, in which a message's frames are shown
-FOLLOW = """([key, status, playedIn]) => {
+FOLLOW = """([key, status, playedIn, rest]) => {
     const frames = view.history.frames.slice();
     const begin = 1e6;
     let now = begin;
@@ -302,6 +302,7 @@ FOLLOW = """([key, status, playedIn]) => {
     view.setStatus({ live: true, playing: true });
     view.addFrames(0, frames);
     view.setStatus(status);
+    view.rest = rest * playedIn;
     return [0, 0.25, 0.5, 0.995, 1].map((share) => {
         now = begin + share * playedIn;
         view.draw();
@@ -314,10 +315,14 @@ def test_the_steps_of_one_message_are_shown_one_after_the_other(show: Callable[.
     document = Timeline(eventful().log).document()
     count = len(document["frames"])
     page = show(document)
-    shown = page.evaluate(FOLLOW, [document["key"], {}, PLAYED_IN])
+    shown = page.evaluate(FOLLOW, [document["key"], {}, PLAYED_IN, 0])
     assert shown == [0, -(-count // 4), -(-count // 2), count, count]
+    # a picture shows what is due until the next one
+    shown = page.evaluate(FOLLOW, [document["key"], {}, PLAYED_IN, 0.5])
+    assert shown == [-(-count // 2), -(-count * 3 // 4), count, count, count]
+    assert page.evaluate(FOLLOW, [document["key"], {}, PLAYED_IN, 1.2]) == [count] * 5
     # after a pause the last step is shown at once
-    paused = [document["key"], {"playing": False}, PLAYED_IN]
+    paused = [document["key"], {"playing": False}, PLAYED_IN, 0]
     assert page.evaluate(FOLLOW, paused) == [count] * 5
 
 

@@ -44,6 +44,7 @@ class View extends Hands {
     this.cursor = null;
     this.played = this.history.length;
     this.restUntil = performance.now();
+    this.rest = 0; // milliseconds, behind the last picture
     this.wake();
   }
 
@@ -66,10 +67,11 @@ class View extends Hands {
   }
 
   // Messages cost more than pictures, so while an engine plays each brings the frames of several
-  // steps, and they are shown one after the other until the next comes.
+  // steps, and they are shown one after the other until the next comes.  A picture is seen until the
+  // rest behind it is over, so it shows what is due by then; else what is seen falls behind.
   advance() {
     const { playing, live } = this.state;
-    const share = (performance.now() - this.came) / PLAYED_IN;
+    const share = (performance.now() - this.came + this.rest) / PLAYED_IN;
     if (!playing || !live || this.cursor !== null || share >= 1) this.played = this.history.length;
     else this.played = Math.ceil(this.playedThen + (this.history.length - this.playedThen) * share);
   }
@@ -117,7 +119,8 @@ class View extends Hands {
       const now = performance.now();
       const share = SHARE * (navigator.hardwareConcurrency || 2);
       const rest = (now - began) * (1 / share - 1);
-      this.restUntil = Math.max(this.restUntil, now + Math.min(LONGEST_REST, rest));
+      this.rest = Math.max(SHORTEST_REST, Math.min(LONGEST_REST, rest));
+      this.restUntil = now + this.rest;
       if (this.wordsDrawn !== hadWords) {
         this.wordsPause = Math.max(WORDS_PAUSE, Math.min(LONGEST_WORDS_PAUSE, rest));
       }
