@@ -243,7 +243,11 @@ class Kernels:
         self._run(self._multiply[way], call)
 
     def _room_for_x(self, way: str, rows: int, depth: int) -> torch.Tensor | None:
-        """Where x may be prepared for a product; calls that follow each other share it."""
+        """Memory for x `[rows, depth]` as a product reads it, shared by later calls.
+
+        Returns:
+            fp32, enough for `[rows, depth]` with the depth padded; None where x is read as it is.
+        """
         if PRODUCTS[way] == torch.float32:
             return None
         size = rows * (depth + self.panel_numbers[way])
