@@ -26,8 +26,11 @@ from typing import Any, Protocol
 
 from paged_engine import events as ev
 from paged_engine.errors import PagedEngineError
+from paged_engine.visualizer.idle_cores import IdleCores
 
-MESSAGES_PER_SECOND = 3  # each with the frames of all steps since; the page shows them one by one
+# Each with the frames of all steps since; the page shows them one by one.
+MESSAGES_PER_SECOND = 2  # where the engine takes all cores; a message takes some 8 ms of one
+MOST_MESSAGES_PER_SECOND = 5  # where it leaves some
 LET_GO = 6  # times that a step lets go of the event loop: a message takes several to come in
 ASK_AFTER = 10.0  # seconds without a word from a page until they are asked for one
 MOST_ASKS = 2  # without an answer until playing pauses: after a long step the first comes late
@@ -65,6 +68,7 @@ class Player:
         error: What the engine raised, in words; empty if nothing.
         stopped_by: Why playing paused, if the reader did not.
         asks: Whether what is sent now asks pages to say that they are there.
+        idle_cores: The machine's cores that were idle while it played.
     """
 
     def __init__(self, engine: Stepped, add_request: Callable[[str, int, int], object]) -> None:
@@ -75,6 +79,7 @@ class Player:
         self.error = ""
         self.stopped_by = ""
         self.asks = False
+        self.idle_cores = IdleCores()
         self._add_request = add_request
         self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._views: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -116,6 +121,7 @@ class Player:
         self._unanswered = 0
         self.error = self.stopped_by = ""
         self.is_playing = True
+        self.idle_cores.begin()
         self._task = loop.create_task(self._run())
         self._show()
 
@@ -148,6 +154,11 @@ class Player:
                 f"the engine has not ended after {most_steps} steps; give finish more of them"
             )
         self._show()
+
+    @property
+    def messages_per_second(self) -> int:
+        """How often pages are told what is new while it plays."""
+        return MOST_MESSAGES_PER_SECOND if self.idle_cores.count else MESSAGES_PER_SECOND
 
     def status(self) -> dict[str, Any]:
         """What every page is told."""
@@ -249,7 +260,7 @@ class Player:
             elif self._pages and self._is_due() and self._unanswered >= MOST_ASKS:
                 self.stopped_by, self.is_playing = "paused: no page was looking on", False
             if self.is_playing:  # else what is new is shown, and saved, once, behind the loop
-                self._show(at_most=MESSAGES_PER_SECOND)
+                self._show(at_most=self.messages_per_second)
             for _ in range(LET_GO):  # any time asleep would be the engine's
                 await asyncio.sleep(0)
             if self.speed:
@@ -291,6 +302,7 @@ class Player:
         if at_most is not None and self.is_playing and now - self._shown < 1 / at_most:
             return
         self._shown = now
+        self.idle_cores.look()
         self.asks = self._is_due()
         if self.asks:
             self._asked = now

@@ -178,9 +178,11 @@ class EngineView(anywidget.AnyWidget):
             first = max(self._sent, self.timeline.num_dropped)
             frames = self.timeline.since(first)
             self._sent = first + len(frames)
-            asks = self._player is not None and self._player.asks
-            message = {"kind": "frames", "first": first, "frames": frames, "asks": asks}
-            self.send(message | {"status": status})
+            message = {"kind": "frames", "first": first, "frames": frames, "status": status}
+            if (player := self._player) is not None:
+                message |= {"asks": player.asks, "idle": player.idle_cores.count}
+                message |= {"every": round(1000 / player.messages_per_second)}
+            self.send(message)
         if not playing:
             self._save()
 

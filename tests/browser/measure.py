@@ -3,9 +3,10 @@
     python -m tests.browser.measure
 
 Run it on a quiet machine.  Throughput with and without a view is measured in one JupyterLab, in
-turns; the rest in a page of its own.  Throughput differs from round to round by more than the view
-costs, so the processor time that browser and server take is counted too.  That differs as well, by
-what the browser clears away in a round, but tells sooner what a change brings.
+turns, with an engine that leaves one core to others and with one that takes all; the rest in a page
+of its own.  Throughput differs from round to round by more than the view costs, so the processor
+time that browser and server take is counted too.  That differs as well, by what the browser clears
+away in a round, but tells sooner what a change brings.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from paged_engine.visualizer.timeline import Timeline
 from tests.browser.lab import BROWSERS, Lab, Notebook, open_browser
 from tests.engine.engine_helpers import greedy, oracle_engine
 
-ROUNDS = 3
+ROUNDS = 6
 SETTLED = 20  # seconds until a new page has cleared away what loading it left
 VIEW = '[data-testid="engine-view"]'
 SETUP = """\
@@ -41,10 +42,14 @@ def fill():
     for number in range(8):
         engine.add_request(list(range(100 + number, 164 + number)), params)
 
-rates = {"alone": [], "viewed": []}
+rates, seconds = {"alone": [], "viewed": []}, []
 fill()
 while engine.has_unfinished:
     engine.step()
+"""
+LEAVE_A_CORE = """\
+import os, torch
+torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
 """
 ALONE = """\
 fill()
@@ -60,18 +65,19 @@ view.play()
 async def watch():
     while view.is_playing:
         await asyncio.sleep(0.01)
-    rates["viewed"].append(8 * 192 / (time.perf_counter() - began))
+    seconds.append(time.perf_counter() - began)
+    rates["viewed"].append(8 * 192 / seconds[-1])
     open(f"round{len(rates['viewed'])}", "w").close()
 watcher = asyncio.get_running_loop().create_task(watch())
 """
 
 
-def cost_of_the_view(browser: Any) -> None:
+def cost_of_the_view(browser: Any, setup: str) -> None:
     """Throughput of the default model, batch 8, 4,096 blocks, with a page looking on or without."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as private:
         notebook = nbformat.v4.new_notebook()
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-        cells = (SETUP, "view = EngineView(engine)\nview")
+        cells = (setup, "view = EngineView(engine)\nview")
         notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
         nbformat.write(notebook, Path(folder) / "cost.ipynb")
         lab = Lab(Path(folder), Path(private))
@@ -82,6 +88,7 @@ def cost_of_the_view(browser: Any) -> None:
             page.wait_for_selector(VIEW, timeout=180_000)
             page.set_default_timeout(180_000)
             time.sleep(SETTLED)
+            pictures = 0
             for number in range(ROUNDS):
                 start = processor_time()
                 opened.run_in_kernel(ALONE)
@@ -92,12 +99,14 @@ def cost_of_the_view(browser: Any) -> None:
                     time.sleep(0.1)  # to ask the kernel or the page would cost them something
                 took = processor_time() - between - (between - start)
                 drawn = page.evaluate(f"document.querySelector('{VIEW}').view.drawn") - before
+                pictures += drawn
                 print(
                     f"round {number + 1}: {drawn} pictures drawn, {1000 * took:.0f} ms of a core "
                     f"for browser and server",
                     flush=True,
                 )
             rates = opened.ask_kernel("rates")
+            a_second = pictures / opened.ask_kernel("sum(seconds)")
             opened.run_in_kernel(VIEWED)
             clicks = click_times(page)
         finally:
@@ -105,7 +114,7 @@ def cost_of_the_view(browser: Any) -> None:
     for name, values in rates.items():
         print(f"{name:8}", ", ".join(f"{value:.1f}" for value in values), "tok/s")
     ratio = statistics.median(rates["viewed"]) / statistics.median(rates["alone"])
-    print(f"with the view {100 * (ratio - 1):+.1f} % throughput")
+    print(f"with the view {100 * (ratio - 1):+.1f} % throughput, {a_second:.1f} pictures a second")
     print(f"a click is handled in {statistics.median(clicks):.0f} ms (median of {len(clicks)})")
 
 
@@ -125,22 +134,27 @@ def processor_time() -> float:
 
 
 def click_times(page: Any) -> list[float]:
-    """From a click on another speed to the status that says so, while it decodes, in ms."""
+    """From a click on a box to the kernel's word that it took note, while it decodes, in ms."""
     return page.evaluate(
         f"""async () => {{
             const view = document.querySelector('{VIEW}').view;
+            const boxes = Array.from(view.find("breaks").querySelectorAll("input"));
+            const box = boxes.find((some) => some.value === "evicted");
+            const handled = () => new Promise((done) => {{
+                view.setStatus = (status) => {{
+                    Object.getPrototypeOf(view).setStatus.call(view, status);
+                    if (status.breaks.includes(box.value) === box.checked) done();
+                }};
+            }});
             const times = [];
             for (let i = 0; i < 12; i++) {{
-                const wanted = [["preempted"], ["evicted"]][i % 2];
                 const began = performance.now();
-                view.tell({{ cmd: "breaks", value: wanted }});
-                while (view.state.breaks[0] !== wanted[0]) {{
-                    await new Promise((done) => setTimeout(done, 4));
-                }}
+                box.click();
+                await handled();
                 times.push(performance.now() - began);
                 await new Promise((done) => setTimeout(done, 50));
             }}
-            view.tell({{ cmd: "breaks", value: [] }});
+            delete view.setStatus;
             return times;
         }}"""
     )
@@ -214,7 +228,10 @@ def main() -> None:
             flush=True,
         )
         page.close()
-        cost_of_the_view(browser)
+        print("an engine that leaves a core")
+        cost_of_the_view(browser, LEAVE_A_CORE + SETUP)
+        print("an engine that takes all cores")
+        cost_of_the_view(browser, SETUP)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from paged_engine.visualizer.player import MESSAGES_PER_SECOND
 from paged_engine.visualizer.timeline import Timeline
 from tests.browser.conftest import settle
 from tests.browser.runs import eventful
@@ -292,7 +291,7 @@ def test_an_empty_run_is_drawn(show: Callable[..., Any]) -> None:
     assert text_of(page, "where") == "step 0 / 0"
 
 
-PLAYED_IN = round(1000 / MESSAGES_PER_SECOND)  # milliseconds, in which a message's frames are shown
+PLAYED_IN = 333  # milliseconds, in which a message's frames are shown
 FOLLOW = """([key, status, playedIn, rest]) => {
     const frames = view.history.frames.slice();
     const begin = 1e6;
@@ -302,7 +301,7 @@ FOLLOW = """([key, status, playedIn, rest]) => {
     view.setStatus({ live: true, playing: true });
     view.addFrames(0, frames);
     view.setStatus(status);
-    view.rest = rest * playedIn;
+    Object.assign(view, { playedIn, rest: rest * playedIn });
     return [0, 0.25, 0.5, 0.995, 1].map((share) => {
         now = begin + share * playedIn;
         view.draw();
@@ -381,6 +380,7 @@ SCROLLED_AWAY = """async ([key, playedIn]) => {
     while (!view.unseen.has(requests)) await new Promise((done) => requestAnimationFrame(done));
     let now = performance.now();
     performance.now = () => now;
+    view.playedIn = playedIn;
     view.load({ key, frames: [] });
     view.setStatus({ live: true, playing: true });
     view.addFrames(0, frames.slice(0, half));

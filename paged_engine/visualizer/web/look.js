@@ -104,7 +104,10 @@ function put(element, name, value) {
   if (known[name] === value) return;
   if (name === "textContent" || name === "innerHTML") known.textContent = known.innerHTML = null;
   known[name] = value;
-  if (name in element) element[name] = value;
+  const text = element.firstChild;
+  const isText = text && text === element.lastChild && text.nodeType === Node.TEXT_NODE;
+  if (name === "textContent" && isText) text.data = value; // a new node would cost more
+  else if (name in element) element[name] = value;
   else element.setAttribute(name, value);
 }
 

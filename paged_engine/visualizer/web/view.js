@@ -1,14 +1,14 @@
 // The view: holds the history, draws where the cursor stands, and sends what the reader does.
 
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
-const WORDS_PAUSE = 800; // milliseconds, or more, between two changes of all but the maps
+const SHORTEST_WORDS_PAUSE = 250; // milliseconds between two changes of all but the maps
 const LONGEST_WORDS_PAUSE = 1200;
 const UNSEEN_PAUSE = 2000; // between two changes of what is scrolled out of sight
 const PADDING = 26; // of a card, and its border
 const SHARE = 0.005; // of all cores' time that pictures take while an engine computes, maybe with them
-const SHORTEST_REST = 50; // milliseconds between two of them
+const IDLE_SHARE = 0.25; // of those cores' time that nobody uses
+const SHORTEST_REST = 25; // milliseconds between two of them
 const LONGEST_REST = 500;
-const PLAYED_IN = 333; // milliseconds in which the frames of one message are played; see player.py
 const MOST_REQUESTS = 40; // that are listed
 const CHARACTER = 7; // pixels of one in a row's text, or a little less
 const LARGEST_TEXT = 400; // of them that a closed row holds
@@ -26,9 +26,11 @@ class View extends Hands {
     Object.assign(this, build(root, parts));
     this.blocks = this.find("blocks") && new BlockMap(this.find("blocks"));
     this.lanes = this.find("lanes") && new Lanes(this.find("lanes"));
+    this.idleCores = 0; // of the engine's machine while it plays
+    this.playedIn = 1; // milliseconds in which the frames of one message are played: until the next
     this.drawn = 0; // times, for tests
     this.allDrawn = 0; // when, with what is out of sight
-    this.wordsPause = WORDS_PAUSE;
+    this.wordsPause = LONGEST_WORDS_PAUSE; // until it is known what a change takes
     this.closed = false;
     this.load({ key: emptyKey(), frames: [] });
     this.listen();
@@ -71,7 +73,7 @@ class View extends Hands {
   // rest behind it is over, so it shows what is due by then; else what is seen falls behind.
   advance() {
     const { playing, live } = this.state;
-    const share = (performance.now() - this.came + this.rest) / PLAYED_IN;
+    const share = (performance.now() - this.came + this.rest) / this.playedIn;
     if (!playing || !live || this.cursor !== null || share >= 1) this.played = this.history.length;
     else this.played = Math.ceil(this.playedThen + (this.history.length - this.playedThen) * share);
   }
@@ -108,8 +110,8 @@ class View extends Hands {
     });
   }
 
-  // Rest after a picture in proportion to what it takes.  A message sent before it is drawn comes
-  // when the browser has laid it out and painted it too.
+  // Rest after a picture in proportion to what it takes, but less where cores are idle.  A message
+  // sent before it is drawn comes when the browser has laid it out and painted it too.
   weigh() {
     const began = performance.now();
     const hadWords = this.wordsDrawn;
@@ -117,12 +119,13 @@ class View extends Hands {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {
       const now = performance.now();
-      const share = SHARE * (navigator.hardwareConcurrency || 2);
+      const cores = navigator.hardwareConcurrency || 2;
+      const share = Math.max(SHARE * cores, IDLE_SHARE * Math.min(this.idleCores, cores));
       const rest = (now - began) * (1 / share - 1);
       this.rest = Math.max(SHORTEST_REST, Math.min(LONGEST_REST, rest));
       this.restUntil = now + this.rest;
       if (this.wordsDrawn !== hadWords) {
-        this.wordsPause = Math.max(WORDS_PAUSE, Math.min(LONGEST_WORDS_PAUSE, rest));
+        this.wordsPause = Math.max(SHORTEST_WORDS_PAUSE, Math.min(LONGEST_WORDS_PAUSE, rest));
       }
       port1.close();
     };

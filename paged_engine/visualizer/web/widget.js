@@ -21,6 +21,7 @@ async function render({ model, el }) {
     heard = true;
     if (message.kind === "document") view.load(message.document);
     else if (message.kind === "frames") {
+      Object.assign(view, { idleCores: message.idle, playedIn: message.every });
       if (!view.addFrames(message.first, message.frames)) send({ cmd: "ready" }); // some are missing
     }
     if (message.status) view.setStatus(message.status);
