@@ -20,18 +20,18 @@ class IdleCores:
     """
 
     def __init__(self) -> None:
+        self.count = 0
         self.begin()
 
     def begin(self) -> None:
-        """Look at what comes from now on; what was before, perhaps a pause, says nothing."""
-        self.count = 0
+        """Count from now on: what was before, perhaps a pause, says nothing."""
         self._then, self._idle = time.monotonic(), psutil.cpu_times().idle
 
-    def look(self) -> int:
-        """How many were idle since the last look, or at it, if that was just now."""
+    def look(self) -> None:
+        """Count those that were idle since the last look, unless that was just now."""
         now, idle = time.monotonic(), psutil.cpu_times().idle
-        if now - self._then >= SHORTEST:
-            # what is left of one counts as one: the page that draws on it is no reason to rest
-            self.count = int((idle - self._idle) / (now - self._then) + 0.6)
-            self._then, self._idle = now, idle
-        return self.count
+        if now - self._then < SHORTEST:
+            return
+        # what is left of one counts as one: the page that draws on it is no reason to rest
+        self.count = int((idle - self._idle) / (now - self._then) + 0.6)
+        self._then, self._idle = now, idle

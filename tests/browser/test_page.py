@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from paged_engine.visualizer.page import widget_module
 from paged_engine.visualizer.timeline import Timeline
 from tests.browser.conftest import settle
 from tests.browser.runs import eventful
@@ -370,6 +371,66 @@ def test_a_hidden_view_waits_for_the_next_message(show: Callable[..., Any]) -> N
     tries, count = show(document).evaluate(HIDDEN_WHILE_PLAYING, document["key"])
     assert tries <= 2
     assert count == len(document["frames"])
+
+
+REST = """async ([cores, idleCores]) => {
+    Object.defineProperty(navigator, "hardwareConcurrency", { configurable: true, value: cores });
+    view.idleCores = idleCores;
+    view.rest = null;
+    const until = performance.now() + 6;
+    view.weigh();
+    while (performance.now() < until); // a picture that takes 6 milliseconds, or somewhat more
+    while (view.rest === null) await new Promise((done) => setTimeout(done));
+    return [view.rest, view.wordsPause];
+}"""
+
+
+def test_a_view_rests_less_where_cores_are_idle(page: Any) -> None:
+    assert page.evaluate(REST, [2, 0])[0] == 500, "an engine needs both"
+    assert 130 <= page.evaluate(REST, [8, 0])[0] < 300
+    assert 18 <= page.evaluate(REST, [2, 1])[0] < 60
+    assert page.evaluate(REST, [2, 60])[0] < 60, "the browser's machine has but two"
+
+
+TOUCHED = """async ([code, answers, clicked]) => {
+    const { default: widget } = await import(URL.createObjectURL(
+        new Blob([code], { type: "text/javascript" })));
+    const sent = [], heard = [];
+    const model = {
+        get: (name) => ({ parts: ["controls", "blocks"], live: true, about: "" })[name],
+        on: (_, act) => heard.push(act),
+        off: () => {},
+        send: (message) => sent.push(message.cmd),
+    };
+    const el = document.body.appendChild(document.createElement("div"));
+    const close = await widget.render({ model, el });
+    const pause = (time) => new Promise((done) => setTimeout(done, time));
+    const view = el.firstChild.view;
+    if (clicked) view.find("play").click();
+    else view.setPick({ request: null, block: 3, position: null });
+    if (answers) heard[0]({ kind: "status", status: { playing: true } });
+    await pause(200);
+    if (answers === null) view.find("play").click();
+    close();
+    await pause(100);
+    return sent;
+}"""
+
+
+@pytest.mark.parametrize(
+    "answers, clicked, words",
+    [
+        (True, True, ["ready", "play", "gone"]),
+        (False, True, ["ready", "play", "alive", "alive", "alive", "gone"]),
+        (None, True, ["ready", "play", "alive", "alive", "alive", "play", "gone"]),
+        (False, False, ["ready", "pick", "gone"]),
+    ],
+)
+def test_a_click_is_followed_by_words_until_it_is_answered(
+    page: Any, answers: bool | None, clicked: bool, words: list[str]
+) -> None:
+    """They carry the acknowledgement that the server waits for before it sends the answer."""
+    assert page.evaluate(TOUCHED, [widget_module(), answers, clicked]) == words
 
 
 SCROLLED_AWAY = """async ([key, playedIn]) => {

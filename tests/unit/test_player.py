@@ -367,6 +367,30 @@ def test_an_answer_may_come_a_step_late_however_long_a_step_takes(
     assert len(page.asked) > 20
 
 
+@pytest.mark.parametrize("count, a_second", [(0, 2), (2, 5)])
+def test_pages_are_told_more_often_where_cores_are_idle(
+    monkeypatch: pytest.MonkeyPatch, count: int, a_second: int
+) -> None:
+    class Idle:
+        def __init__(self) -> None:
+            self.count = count
+            self.looks: list[str] = []
+
+        def begin(self) -> None:
+            self.looks.append("begin")
+
+        def look(self) -> None:
+            self.looks.append("look")
+
+    monkeypatch.setattr(player_module, "IdleCores", Idle)
+    page = quiet(monkeypatch, 1, each=1 / 16)
+    seconds = steps(page.player.engine) / 16
+    # not between two steps, but also at the beginning and at the end
+    assert 0.7 * a_second < page.times / seconds < 1.2 * a_second + 2 / seconds
+    looks = page.player.idle_cores.looks  # type: ignore[attr-defined]
+    assert looks[0] == "begin" and len(looks) == page.times + 1
+
+
 def test_an_engine_has_one_player_for_all_its_views() -> None:
     engine, other = loaded(), loaded()
     first = player_of(engine, lambda *_: None)

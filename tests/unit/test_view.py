@@ -58,6 +58,17 @@ def test_a_page_that_is_ready_is_sent_everything_and_then_what_is_new(
     assert repr(view) == "EngineView(controls, blocks, lanes, gauges, requests; 12 steps)"
 
 
+def test_what_is_new_says_when_the_next_comes_and_how_many_cores_are_idle(
+    sent: list[dict[str, Any]],
+) -> None:
+    view = EngineView(loaded())
+    assert view._player is not None
+    for idle, every in ((0, 500), (3, 200)):
+        view._player.idle_cores.count = idle
+        view.show()
+        assert (sent[-1]["idle"], sent[-1]["every"]) == (idle, every)
+
+
 def test_a_played_run_is_kept_once_at_its_end(
     sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,8 @@
 // Where the view meets Jupyter: messages to and from the kernel, and the state that was saved.
 
+const NUDGE_AFTER = 12; // milliseconds without an answer
+const MOST_NUDGES = 3;
+
 async function render({ model, el }) {
   const page = crypto.randomUUID ? crypto.randomUUID() : String(Math.random());
   const send = (message) => {
@@ -9,9 +12,23 @@ async function render({ model, el }) {
       // the kernel is gone: what was saved can still be looked at
     }
   };
+  // Jupyter's server sends a small message only when the one before it was acknowledged (Nagle, RFC
+  // 896), and a machine acknowledges 40 ms late unless it has something to send.  The kernel's
+  // answer comes behind its word that it is busy, so something is sent until it is there.
+  let nudging = null;
+  const tell = (message) => {
+    send(message);
+    if (message.cmd === "pick") return; // that is not answered
+    clearInterval(nudging);
+    let left = MOST_NUDGES;
+    nudging = setInterval(() => {
+      if (left-- > 0) send({ cmd: "alive" });
+      else clearInterval(nudging);
+    }, NUDGE_AFTER);
+  };
   const root = document.createElement("div");
   el.append(root);
-  const view = new View(root, { parts: model.get("parts"), send: model.get("live") ? send : null });
+  const view = new View(root, { parts: model.get("parts"), send: model.get("live") ? tell : null });
   view.setStatus({ about: model.get("about") });
   root.dataset.testid = "engine-view";
   root.view = view; // for tests, and for the curious
@@ -19,6 +36,7 @@ async function render({ model, el }) {
   const onMessage = (message) => {
     if (message.to && message.to !== page) return;
     heard = true;
+    clearInterval(nudging);
     if (message.kind === "document") view.load(message.document);
     else if (message.kind === "frames") {
       Object.assign(view, { idleCores: message.idle, playedIn: message.every });
@@ -36,6 +54,7 @@ async function render({ model, el }) {
   send({ cmd: "ready" });
   return () => {
     model.off("msg:custom", onMessage);
+    clearInterval(nudging);
     send({ cmd: "gone" });
     view.close();
   };
