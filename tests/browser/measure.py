@@ -147,12 +147,12 @@ def click_times(page: Any) -> list[float]:
                 }};
             }});
             const times = [];
-            for (let i = 0; i < 12; i++) {{
+            for (let i = 0; i < 16; i++) {{
                 const began = performance.now();
                 box.click();
                 await handled();
                 times.push(performance.now() - began);
-                await new Promise((done) => setTimeout(done, 50));
+                await new Promise((done) => setTimeout(done, 200));
             }}
             delete view.setStatus;
             return times;
