@@ -35,6 +35,7 @@ NOTEBOOKS = {
     "ipykernel": "7.0",
     "ipywidgets": "8.1",
     "anywidget": "0.9.13",
+    "psutil": "6.0",
     "matplotlib": "3.9",
     "nbconvert": "7.16",
 }

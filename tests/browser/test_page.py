@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from paged_engine.visualizer.page import widget_module
+from paged_engine.visualizer.page import WEB, widget_module
 from paged_engine.visualizer.timeline import Timeline
 from tests.browser.conftest import settle
 from tests.browser.runs import eventful
@@ -255,6 +255,27 @@ def test_a_text_is_seen_to_grow_at_its_end(show: Callable[..., Any], width: int)
     go_to(page, 300)  # it has ended, and is read from its beginning
     whole = page.evaluate("view.shown.requests[0].text")
     assert whole.startswith(page.evaluate("document.querySelector('.pe-row .pe-text').textContent"))
+
+
+@pytest.mark.parametrize(
+    "text, columns, end",
+    [
+        ("once upon", 9, "once upon"),
+        ("once upon", 4, "upon"),
+        ("once upon", 0, ""),
+        ("", 5, ""),
+        ("从前有座山", 10, "从前有座山"),
+        ("从前有座山", 9, "前有座山"),
+        ("옛날 옛적", 5, " 옛적"),
+        ("ab😀", 3, "b😀"),
+        ("ab😀", 1, ""),  # no half of it
+    ],
+)
+def test_the_end_of_a_text_is_as_wide_as_its_characters(
+    page: Any, text: str, columns: int, end: str
+) -> None:
+    code = "\n".join([(WEB / "look.js").read_text(encoding="utf-8"), "endOf"])
+    assert page.evaluate("([code, ...given]) => eval(code)(...given)", [code, text, columns]) == end
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

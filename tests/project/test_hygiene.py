@@ -44,7 +44,15 @@ TORCH_FREE = [
 # ... and these with nothing but Python.
 PURE = [room for room in TORCH_FREE if room not in ("visualizer", "simulator")]
 TORCH_LIKE = {"torch", "transformers", "safetensors", "triton", "accelerate"}
-THIRD_PARTY = TORCH_LIKE | {"numpy", "gguf", "filelock", "tqdm", "anywidget", "ipywidgets"}
+THIRD_PARTY = TORCH_LIKE | {
+    "numpy",
+    "gguf",
+    "filelock",
+    "tqdm",
+    "anywidget",
+    "ipywidgets",
+    "psutil",
+}
 METRICS_MAY_READ = {"events", "replay", "request", "errors"}
 
 MEGABYTE = 1_000_000

@@ -111,6 +111,15 @@ function put(element, name, value) {
   else element.setAttribute(name, value);
 }
 
+const WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60]/;
+
+// The end of a text that fits into so many columns; a character of the East Asian scripts takes two.
+function endOf(text, columns) {
+  let start = text.length;
+  while (start > 0 && (columns -= WIDE.test(text[start - 1]) ? 2 : 1) >= 0) start -= 1;
+  return text.slice(start).replace(/^[\udc00-\udfff]/, ""); // not half a character
+}
+
 // The index of the first of these, sorted, whose `key` is above a value.
 function firstAbove(items, value, key) {
   let [low, high] = [0, items.length];

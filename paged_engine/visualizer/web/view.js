@@ -10,8 +10,8 @@ const IDLE_SHARE = 0.25; // of those cores' time that nobody uses
 const SHORTEST_REST = 20; // milliseconds between two of them
 const LONGEST_REST = 500;
 const MOST_REQUESTS = 40; // that are listed
-const CHARACTER = 7; // pixels of one in a row's text, or a little less
-const LARGEST_TEXT = 400; // of them that a closed row holds
+const COLUMN = 7; // pixels of a character in a row's text, or a little less
+const LARGEST_TEXT = 400; // characters that a closed row holds
 
 class View extends Hands {
   // `send` takes a message to the engine; without one this is a replay.
@@ -293,10 +293,10 @@ class View extends Hands {
     else {
       // a text that grows is seen to grow at its end, any other is read from its beginning
       const words = r.text || r.words;
-      const room = Math.floor((this.sizes?.text || 0) / CHARACTER) || LARGEST_TEXT;
-      const grows = r.text && r.status === "running" && words.length > room;
+      const room = Math.floor((this.sizes?.text || 0) / COLUMN) || LARGEST_TEXT;
+      const grows = r.text && r.status === "running" && endOf(words, room) !== words;
       put(text, "textContent",
-        grows ? `… ${words.slice(2 - room)}` : words.slice(0, LARGEST_TEXT));
+        grows ? `… ${endOf(words, room - 2)}` : words.slice(0, LARGEST_TEXT));
     }
     text.classList.toggle("pe-soft", !picked && !r.text); // the prompt until there is an answer
     put(abort, "hidden", !this.state.live);
