@@ -302,7 +302,8 @@ class Player:
         if at_most is not None and self.is_playing and now - self._shown < 1 / at_most:
             return
         self._shown = now
-        self.idle_cores.look()
+        if self.is_playing:
+            self.idle_cores.look()
         self.asks = self._is_due()
         if self.asks:
             self._asked = now

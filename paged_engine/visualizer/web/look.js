@@ -106,7 +106,7 @@ function put(element, name, value) {
   known[name] = value;
   const text = element.firstChild;
   const isText = text && text === element.lastChild && text.nodeType === Node.TEXT_NODE;
-  if (name === "textContent" && isText) text.data = value; // a new node would cost more
+  if (name === "textContent" && isText) text.data = value ?? ""; // a new node would cost more
   else if (name in element) element[name] = value;
   else element.setAttribute(name, value);
 }
