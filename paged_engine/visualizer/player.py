@@ -8,10 +8,11 @@ A word from a page costs more than what the page is sent: JupyterLab shows that 
 and fetches another icon for the browser's tab.  So pages keep silent, and when nothing was heard
 for long they are asked, with the frames that they are sent anyway.
 
-Newer kernels hand in a page's messages on a thread of their own, while a cell or a step runs.  Only
-the thread of the event loop touches the engine: what needs it is put in a queue, and done there
-between two steps.  What does not, as another speed, is done and confirmed at once; so is a pause,
-but it is confirmed when the step that runs has ended and its frame is sent.
+Newer kernels hand in a page's messages on a thread of their own, while a cell or a step runs, or on
+the one that last sent something.  Only the thread of the event loop touches the engine: what needs
+it is put in a queue, and done there between two steps.  What does not, as another speed, is done
+and confirmed at once; so is a pause, but it is confirmed when the step that runs has ended and its
+frame is sent.
 """
 
 from __future__ import annotations
