@@ -42,7 +42,7 @@ print(json.dumps({view.model_id: view.picture() for view in finish_all()}))
 """
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-MODEL_ID = re.compile(r"\b[0-9a-f]{32}\b")
+MODEL_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")  # also in "IPY_MODEL_..."
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path, scratch: str) -> nbformat.NotebookNode:
