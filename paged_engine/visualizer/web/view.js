@@ -138,8 +138,8 @@ class View extends Hands {
   draw() {
     const theme = (this.theme ??= this.readTheme());
     const sizes = (this.sizes ??= this.readSizes());
-    if (!sizes.root) { // not shown: measured anew when it is, see the observer
-      this.sizes = null;
+    if (!sizes.root) { // not shown: read anew when it is, see the observer
+      this.sizes = this.theme = null; // nor does it have colours yet
       return;
     }
     this.advance();
