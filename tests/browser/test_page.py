@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,29 @@ def test_a_replay_plays_to_its_end_and_stops(page: Any) -> None:
     page.wait_for_function(f"{says} === 'pause'")
     page.wait_for_function("view.cursor === null && !view.state.playing")
     page.wait_for_function(f"{says} === 'play'")
+
+
+SPEEDS = """() => {
+    const set = window.setInterval, pauses = [];
+    window.setInterval = (act, pause) => pauses.push(pause) && set(act, pause);
+    const choose = (speed) => {
+        view.find("speed").value = speed;
+        view.find("speed").dispatchEvent(new Event("change"));
+    };
+    view.goTo(1);
+    choose("5");
+    view.find("play").click();
+    choose("1");
+    choose("0");
+    view.find("play").click();
+    choose("20");
+    window.setInterval = set;
+    return [pauses, view.timer];
+}"""
+
+
+def test_a_replays_speed_can_be_changed_while_it_plays(page: Any) -> None:
+    assert page.evaluate(SPEEDS) == [[200, 1000, 50], None]
 
 
 def test_a_replay_has_no_controls_that_need_an_engine(page: Any) -> None:
@@ -417,23 +441,33 @@ def test_a_view_rests_less_where_cores_are_idle(page: Any) -> None:
     assert page.evaluate(REST, [2, 60, 90]) == pytest.approx(90), "this machine has but two"
 
 
-TOUCHED = """async ([code, answers, clicked]) => {
+WIDGET = """async ([code, saved]) => {
     const { default: widget } = await import(URL.createObjectURL(
         new Blob([code], { type: "text/javascript" })));
-    const sent = [], heard = [];
-    const model = {
-        get: (name) => ({ parts: ["controls", "blocks"], live: true, about: "" })[name],
-        on: (_, act) => heard.push(act),
-        off: () => {},
-        send: (message) => sent.push(message.cmd),
+    window.pause = (time) => new Promise((done) => setTimeout(done, time));
+    window.shown = async (place = document.body) => {
+        const sent = [], heard = [];
+        const state = { parts: ["controls", "blocks"], live: true, about: "a model",
+            saved: new DataView(new Uint8Array(saved).buffer) };
+        const model = {
+            get: (name) => state[name],
+            on: (_, act) => heard.push(act),
+            off: () => {},
+            send: (message) => sent.push(message.cmd),
+        };
+        const el = document.createElement("div");
+        place?.append(el);
+        const close = await widget.render({ model, el });
+        return { close, el, hear: heard[0], sent, view: el.firstChild.view };
     };
-    const el = document.body.appendChild(document.createElement("div"));
-    const close = await widget.render({ model, el });
-    const pause = (time) => new Promise((done) => setTimeout(done, time));
-    const view = el.firstChild.view;
+}"""
+
+
+TOUCHED = """async ([answers, clicked]) => {
+    const { close, hear, sent, view } = await shown();
     if (clicked) view.find("play").click();
     else view.setPick({ request: null, block: 3, position: null });
-    if (answers) heard[0]({ kind: "status", status: { playing: true } });
+    if (answers) hear({ kind: "status", status: { playing: true } });
     await pause(200);
     if (answers === null) view.find("play").click();
     close();
@@ -455,7 +489,95 @@ def test_a_click_is_followed_by_words_until_it_is_answered(
     page: Any, answers: bool | None, clicked: bool, words: list[str]
 ) -> None:
     """They carry the acknowledgement that the server waits for before it sends the answer."""
-    assert page.evaluate(TOUCHED, [widget_module(), answers, clicked]) == words
+    page.evaluate(WIDGET, [widget_module(), []])
+    assert page.evaluate(TOUCHED, [answers, clicked]) == words
+
+
+UNANSWERED = """async () => {
+    const { close, hear, view } = await shown();
+    const said = async () => {
+        await pause(100);
+        view.draw();
+        return view.find("error").textContent;
+    };
+    const answer = () => hear({ kind: "status", status: { error: "" } });
+    const all = [];
+    view.find("step").click();
+    answer();
+    all.push(await said());
+    view.find("step").click();
+    all.push(await said());
+    answer();
+    all.push(await said());
+    view.find("step").click();
+    all.push(await said());
+    close();
+    return all;
+}"""
+
+
+def test_a_reader_is_told_that_no_engine_answers(page: Any) -> None:
+    code = widget_module()
+    quick = re.sub(r"(?m)^const PATIENCE = \d+;", "const PATIENCE = 30;", code)
+    assert quick != code
+    page.evaluate(WIDGET, [quick, []])
+    at_once, late, then, again = page.evaluate(UNANSWERED)
+    assert at_once == then == ""
+    assert late == again
+    assert "has not answered" in late and "run the cell again" in late
+
+
+SAVED = """async (document) => {
+    const { close, hear, sent, view } = await shown();
+    const state = () => { view.draw(); return [view.state.live, view.state.playing, view.count,
+        view.find("about").textContent, view.find("breaks").hidden, Boolean(view.timer)]; };
+    const all = [state()];
+    view.goTo(view.history.length - 3);
+    view.find("speed").value = "20";
+    view.find("speed").dispatchEvent(new Event("change"));
+    view.find("play").click();
+    all.push(state());
+    while (view.cursor !== null) await pause(5); // it plays to the end
+    all.push(state());
+    view.goTo(3);
+    view.find("play").click();
+    hear({ kind: "document", document, status: { playing: false } });
+    all.push(state());
+    view.find("play").click();
+    close();
+    return [all, sent];
+}"""
+
+
+def test_a_saved_run_is_a_replay_until_its_engine_answers(page: Any) -> None:
+    timeline = Timeline(eventful().log)
+    page.evaluate(WIDGET, [widget_module(), list(timeline.packed(1_000_000))])
+    document = timeline.document()
+    (first, playing, ended, answered), sent = page.evaluate(SAVED, document)
+    count = len(document["frames"])
+    assert first == ended == [False, False, count, "a model · a saved run", True, False]
+    assert playing == [False, True, count - 3, "a model · a saved run", True, True]
+    assert answered == [True, False, count, "a model", False, False]
+    assert sent == ["ready", "play", "gone"]
+
+
+LATE = """async () => {
+    const { el, view } = await shown(null);
+    window.view = view;
+    view.goTo(4);
+    view.draw(); // where is no page there are neither sizes nor colours
+    const before = view.drawn;
+    document.body.prepend(el);
+    while (view.drawn === before) await pause(5);
+}"""
+
+
+def test_a_view_that_is_put_into_the_page_later_has_its_colours(page: Any) -> None:
+    """As JupyterLab does with one that was saved."""
+    timeline = Timeline(eventful().log)
+    page.evaluate(WIDGET, [widget_module(), list(timeline.packed(1_000_000))])
+    page.evaluate(LATE)
+    assert colour_at(page, 23) == rgb("#e9ebef")  # free
 
 
 SCROLLED_AWAY = """async ([key, playedIn]) => {

@@ -19,6 +19,7 @@ class Hands {
     on("slider", "input", (e) => this.goTo(Number(e.target.value)));
     on("speed", "change", (e) => {
       this.state.speed = Number(e.target.value);
+      if (this.timer) this.playReplay();
       this.tell({ cmd: "speed", value: this.state.speed });
     });
     on("breaks", "change", () => {
@@ -172,6 +173,11 @@ class Hands {
     if (this.timer) return this.stopReplay();
     if (this.cursor === null) this.cursor = 0;
     this.setStatus({ playing: true });
+    this.playReplay();
+  }
+
+  playReplay() {
+    clearInterval(this.timer);
     const pause = 1000 / (this.state.speed || REPLAY_SPEED);
     this.timer = setInterval(() => {
       this.goTo(this.count + 1, false);

@@ -316,7 +316,7 @@ class View extends Hands {
   }
 
   tell(message) {
-    if (this.send) this.send(message);
+    if (this.send && this.state.live) this.send(message);
   }
 
   close() {

@@ -2,6 +2,9 @@
 
 const NUDGE_AFTER = 12; // milliseconds without an answer
 const MOST_NUDGES = 3;
+const PATIENCE = 4000; // milliseconds, then the reader is told that nobody answers
+const UNANSWERED = "The engine has not answered yet: its kernel computes something else, or it has " +
+  "ended. If it has, run the cell again.";
 
 async function render({ model, el }) {
   const page = crypto.randomUUID ? crypto.randomUUID() : String(Math.random());
@@ -15,7 +18,7 @@ async function render({ model, el }) {
   // Jupyter's server sends a small message only when the one before it was acknowledged (Nagle, RFC
   // 896), and a machine acknowledges 40 ms late unless it has something to send.  The kernel's
   // answer comes behind its word that it is busy, so something is sent until it is there.
-  let nudging = null;
+  let nudging = null, waiting = null;
   const tell = (message) => {
     send(message);
     if (message.cmd === "pick") return; // that is not answered
@@ -25,18 +28,26 @@ async function render({ model, el }) {
       if (left-- > 0) send({ cmd: "alive" });
       else clearInterval(nudging);
     }, NUDGE_AFTER);
+    waiting ??= setTimeout(() => view.setStatus({ error: UNANSWERED }), PATIENCE);
   };
   const root = document.createElement("div");
   el.append(root);
-  const view = new View(root, { parts: model.get("parts"), send: model.get("live") ? tell : null });
-  view.setStatus({ about: model.get("about") });
+  const [live, about] = [model.get("live"), model.get("about")];
+  const view = new View(root, { parts: model.get("parts"), send: live ? tell : null });
+  view.setStatus({ about });
   root.dataset.testid = "engine-view";
   root.view = view; // for tests, and for the curious
   let heard = false; // from the kernel
   const onMessage = (message) => {
     if (message.to && message.to !== page) return;
-    heard = true;
     clearInterval(nudging);
+    clearTimeout(waiting);
+    waiting = null;
+    if (!heard) { // it is no saved run then
+      view.stopReplay();
+      view.setStatus({ live, about });
+    }
+    heard = true;
     if (message.kind === "document") view.load(message.document);
     else if (message.kind === "frames") {
       Object.assign(view, { idleCores: message.idle, playedIn: message.every });
@@ -49,7 +60,11 @@ async function render({ model, el }) {
   const saved = model.get("saved");
   if (saved && saved.byteLength) {
     const document = await unpack(saved);
-    if (!heard) view.load(document);
+    if (!heard) {
+      view.load(document);
+      // nobody may be there to play it on, as in a notebook that was opened and not run
+      if (live) view.setStatus({ live: false, about: `${about} · a saved run` });
+    }
   }
   send({ cmd: "ready" });
   return () => {
