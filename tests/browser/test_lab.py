@@ -193,8 +193,11 @@ def test_an_executed_notebook_shows_the_run_without_a_kernel(
     lab[0].trust(path)
     again = opened(name="saved.ipynb", kernel=False)
     wait_in_view(again, "view.history.last.step > 110 && view.history.last.used === 0")
+    assert not in_view(again, "view.state.live")  # there is no engine: the page plays it
     in_view(again, "view.goTo(5)")
     wait_in_view(again, "view.shown.step <= 5")
+    press(again, "play")
+    wait_in_view(again, "view.state.playing && view.shown.step > 10")
 
 
 def test_an_exception_of_the_engine_is_shown_in_place(opened: Callable[..., Notebook]) -> None:
@@ -212,6 +215,31 @@ def test_an_exception_of_the_engine_is_shown_in_place(opened: Callable[..., Note
     notebook.run_in_kernel("engine.core.runner.forward = working")
     press(notebook, "play")
     wait_in_view(notebook, "view.history.last.step > 3 && !view.state.error")
+
+
+def test_a_reader_is_told_that_the_kernel_is_busy_or_gone(
+    opened: Callable[..., Notebook],
+) -> None:
+    notebook = opened(SETUP, "view.step()", name="restarted.ipynb")
+    notebook.run_all()
+    wait_in_view(notebook, "view.history.last.step === 1")
+    kernel = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    busy = "import time\ntime.sleep(8)"
+    notebook.page.evaluate(f"(code) => {{ {kernel}.requestExecute({{ code }}); }}", busy)
+    press(notebook, "step")
+    notebook.page.wait_for_selector(f"{VIEW} >> [role=alert]:visible", timeout=60_000)
+    assert "has not answered" in notebook.page.inner_text(f"{VIEW} >> [role=alert]")
+    wait_in_view(notebook, "view.history.last.step === 2 && !view.state.error")
+
+    notebook.page.evaluate(f"() => {kernel}.restart()")
+    wait_in_view(notebook, "!view.state.live")
+    assert "until the cell is run" in notebook.page.inner_text(f'{VIEW} >> [data-pe="about"]')
+    press(notebook, "back")
+    wait_in_view(notebook, "view.shown.step === 1")
+    press(notebook, "step")  # what came can still be looked at
+    wait_in_view(notebook, "view.shown.step === 2")
+    notebook.run_all()
+    wait_in_view(notebook, "view.state.live && view.history.last.step === 1")
 
 
 def test_the_theme_of_jupyterlab_is_the_views_too(opened: Callable[..., Notebook]) -> None:

@@ -1,7 +1,7 @@
 """Every notebook opened and run in a real JupyterLab: no error, neither in a cell nor in the page.
 
 The strict run of nbval compares outputs without a page; this one sees what a reader's page sees,
-live views included.
+live views included, and those that were saved and not run again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from tests.browser.conftest import browser as browser  # the same browser fixture
 from tests.browser.lab import REPO, Lab, Notebook
+from tests.notebooks.execute import WIDGET_STATE
 from tests.notebooks.lesson import NOTEBOOKS
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]
@@ -38,6 +39,10 @@ OUTPUTS = """() => jupyterapp.shell.currentWidget.content.widgets
         .map((o) => o.ename || o.text)).flat()"""
 VIEWS = """() => [...document.querySelectorAll('[data-testid="engine-view"]')]
     .map((root) => [root.view.history.length, root.view.state.error])"""
+
+WITH_VIEWS = [
+    path for path in NOTEBOOKS if WIDGET_STATE in nbformat.read(path, 4).metadata.get("widgets", {})
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +88,56 @@ def test_an_error_and_a_warning_are_seen(lab: Lab, browser: Any) -> None:
     nbformat.write(notebook, lab.folder / "notebooks" / "broken.ipynb")
     problems = problems_of("broken.ipynb", lab, browser)
     assert [problem.strip() for problem in problems[:2]] == ["careful", "ZeroDivisionError"]
+
+
+SHOWING = """() => jupyterapp.shell.currentWidget.content.widgets
+    .map((cell, index) => [cell.model, index])
+    .filter(([model]) => model.type === "code" && model.outputs.toJSON()
+        .some((output) => output.data && "application/vnd.jupyter.widget-view+json" in output.data))
+    .map(([_, index]) => index)"""
+SEEN = """async ([index, dark]) => {
+    await jupyterapp.shell.currentWidget.content.scrollToItem(index, "start");
+    const cell = jupyterapp.shell.currentWidget.content.widgets[index].node;
+    const next = () => new Promise((done) => requestAnimationFrame(done));
+    const find = () => cell.querySelector('[data-testid="engine-view"]')?.view;
+    while (!find()?.shown?.step || find().root.classList.contains("pe-dark") !== dark) await next();
+    const view = find(), { free, card } = view.theme;
+    const { ref, hash } = view.shown;
+    const block = ref.findIndex((held, b) => !held && !hash.has(b)); // a free one
+    const drawn = view.drawn;
+    view.wake();
+    while (view.drawn === drawn) await next();
+    const [x, y] = view.blocks.place(block);
+    const canvas = view.blocks.canvas, middle = view.blocks.grid.cell / 2;
+    const scale = canvas.width / canvas.clientWidth;
+    const c = canvas.getContext("2d");
+    const pixel = c.getImageData((x + middle) * scale, (y + middle) * scale, 1, 1).data;
+    c.fillStyle = free; // as the browser writes it
+    const [r, g, b] = pixel;
+    return [view.state.live, view.history.length > 0, block, c.fillStyle,
+        "#" + [r, g, b].map((part) => part.toString(16).padStart(2, "0")).join("")];
+}"""
+
+
+@pytest.mark.parametrize("path", WITH_VIEWS, ids=lambda path: path.stem)
+def test_a_view_that_was_saved_is_shown_without_running_a_cell(
+    path: Path, lab: Lab, browser: Any
+) -> None:
+    """As the notebook's author sees it on the next day: widgets are shown to who trusts them."""
+    lab.trust(lab.folder / "notebooks" / path.name)
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    try:
+        notebook = Notebook(lab, page, f"notebooks/{path.name}", kernel=False)
+        cells = page.evaluate(SHOWING)
+        assert cells
+        for theme in ("JupyterLab Light", "JupyterLab Dark"):
+            notebook.theme(theme)
+            for cell in cells:
+                live, has_frames, block, free, pixel = page.evaluate(SEEN, [cell, "Dark" in theme])
+                assert not live and has_frames and block >= 0
+                assert pixel == free != "#000000"
+        assert notebook.errors == []
+    finally:
+        notebook.theme("JupyterLab Light")
+        page.close()
+        lab.end_sessions()

@@ -254,6 +254,7 @@ BROKEN: dict[str, list[Callable[[Json], None]]] = {
         no_run,
         widget(_esm="old"),
         widget(_css="old"),
+        widget(layout=f"IPY_MODEL_{2:032x}"),
         widget(about="x" * style.MOST_STATE),
     ],
     "test_there_is_something_to_do": [

@@ -34,7 +34,16 @@ async function render({ model, el }) {
   el.append(root);
   const [live, about] = [model.get("live"), model.get("about")];
   const view = new View(root, { parts: model.get("parts"), send: live ? tell : null });
-  view.setStatus({ about });
+  // Without a kernel this is a replay of what was saved or of what came.  A view's layout is a widget
+  // of the same kernel, and knows whether it is there; where a frontend does not say it, it may be.
+  const layout = model.get("layout");
+  const setLive = () => {
+    const isLive = live && (layout?.comm_live ?? true);
+    view.stopReplay();
+    view.setStatus({ live: isLive, about: isLive === live ? about : `${about} · a replay until the cell is run` });
+  };
+  setLive();
+  layout?.on?.("comm_live_update", setLive);
   root.dataset.testid = "engine-view";
   root.view = view; // for tests, and for the curious
   let heard = false; // from the kernel
@@ -43,10 +52,6 @@ async function render({ model, el }) {
     clearInterval(nudging);
     clearTimeout(waiting);
     waiting = null;
-    if (!heard) { // it is no saved run then
-      view.stopReplay();
-      view.setStatus({ live, about });
-    }
     heard = true;
     if (message.kind === "document") view.load(message.document);
     else if (message.kind === "frames") {
@@ -60,15 +65,12 @@ async function render({ model, el }) {
   const saved = model.get("saved");
   if (saved && saved.byteLength) {
     const document = await unpack(saved);
-    if (!heard) {
-      view.load(document);
-      // nobody may be there to play it on, as in a notebook that was opened and not run
-      if (live) view.setStatus({ live: false, about: `${about} · a saved run` });
-    }
+    if (!heard) view.load(document);
   }
   send({ cmd: "ready" });
   return () => {
     model.off("msg:custom", onMessage);
+    layout?.off?.("comm_live_update", setLive);
     clearInterval(nudging);
     send({ cmd: "gone" });
     view.close();
