@@ -3,10 +3,11 @@
     python -m tests.browser.measure
 
 Run it on a quiet machine.  Throughput with and without a view is measured in one JupyterLab, in
-turns, with an engine that leaves one core to others and with one that takes all; the rest in a page
-of its own.  Throughput differs from round to round by more than the view costs, so the processor
-time that browser and server take is counted too.  That differs as well, by what the browser clears
-away in a round, but tells sooner what a change brings.
+turns, by two engines of one model, once while they leave one core to others and once while they
+take all; the rest in a page of its own.  A processor's speed changes over minutes by more than the
+view costs, so what is compared are the two runs of a round, and the processor time that browser and
+server take is counted too.  That differs as well, by what the browser clears away in a round, but
+tells sooner what a change brings.
 """
 
 from __future__ import annotations
@@ -36,30 +37,34 @@ from paged_engine.visualizer import EngineView
 engine = ContinuousEngine.from_pretrained(
     num_blocks=4096, block_size=16, max_num_seqs=8, enable_prefix_caching=False, progress=False
 )
+bare = ContinuousEngine(engine.core.runner, engine.tokenizer, engine.config)  # nobody looks on
 params = SamplingParams(max_tokens=192, ignore_eos=True)
 
-def fill():
+def fill(engine):
     for number in range(8):
         engine.add_request(list(range(100 + number, 164 + number)), params)
 
+def run(engine):
+    began = time.perf_counter()
+    while engine.has_unfinished:
+        engine.step()
+    return 8 * 192 / (time.perf_counter() - began)
+
 rates, seconds = {"alone": [], "viewed": []}, []
-fill()
-while engine.has_unfinished:
-    engine.step()
+for each in (engine, bare):
+    fill(each)
+    run(each)
 """
 LEAVE_A_CORE = """\
 import os, torch
 torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
 """
 ALONE = """\
-fill()
-began = time.perf_counter()
-while engine.has_unfinished:
-    engine.step()
-rates["alone"].append(8 * 192 / (time.perf_counter() - began))
+fill(bare)
+rates["alone"].append(run(bare))
 """
 VIEWED = """\
-fill()
+fill(engine)
 began = time.perf_counter()
 view.play()
 async def watch():
@@ -90,19 +95,20 @@ def cost_of_the_view(browser: Any, setup: str) -> None:
             time.sleep(SETTLED)
             pictures = 0
             for number in range(ROUNDS):
-                start = processor_time()
-                opened.run_in_kernel(ALONE)
-                between = processor_time()
+                took = {ALONE: 0.0, VIEWED: 0.0}
                 before = page.evaluate(f"document.querySelector('{VIEW}').view.drawn")
-                opened.run_in_kernel(VIEWED)
-                while not (Path(folder) / f"round{number + 1}").exists():
-                    time.sleep(0.1)  # to ask the kernel or the page would cost them something
-                took = processor_time() - between - (between - start)
+                for code in (ALONE, VIEWED) if number % 2 else (VIEWED, ALONE):
+                    start = processor_time()
+                    opened.run_in_kernel(code)
+                    while code is VIEWED and not (Path(folder) / f"round{number + 1}").exists():
+                        time.sleep(0.1)  # to ask the kernel or the page would cost them something
+                    took[code] = processor_time() - start
                 drawn = page.evaluate(f"document.querySelector('{VIEW}').view.drawn") - before
                 pictures += drawn
+                cost = 1000 * (took[VIEWED] - took[ALONE])
                 print(
-                    f"round {number + 1}: {drawn} pictures drawn, {1000 * took:.0f} ms of a core "
-                    f"for browser and server",
+                    f"round {number + 1}: {drawn} pictures drawn, {cost:.0f} ms of a core for "
+                    f"browser and server",
                     flush=True,
                 )
             rates = opened.ask_kernel("rates")
@@ -113,7 +119,8 @@ def cost_of_the_view(browser: Any, setup: str) -> None:
             lab.close()
     for name, values in rates.items():
         print(f"{name:8}", ", ".join(f"{value:.1f}" for value in values), "tok/s")
-    ratio = statistics.median(rates["viewed"]) / statistics.median(rates["alone"])
+    pairs = zip(rates["viewed"], rates["alone"], strict=True)
+    ratio = statistics.median(viewed / alone for viewed, alone in pairs)
     print(f"with the view {100 * (ratio - 1):+.1f} % throughput, {a_second:.1f} pictures a second")
     print(f"a click is handled in {statistics.median(clicks):.0f} ms (median of {len(clicks)})")
 
