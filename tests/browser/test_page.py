@@ -418,6 +418,47 @@ def test_a_hidden_view_waits_for_the_next_message(show: Callable[..., Any]) -> N
     assert count == len(document["frames"])
 
 
+GROWN = """async () => {
+    const settled = () => new Promise((done) => setTimeout(done, 200));
+    await settled();
+    const counts = [];
+    for (const [name, value] of [["height", "3000px"], ["width", "700px"]]) {
+        const before = view.drawn;
+        view.root.style[name] = value;
+        await settled();
+        counts.push(view.drawn - before);
+    }
+    return counts;
+}"""
+
+
+def test_a_view_that_grew_is_not_drawn_again_but_a_wider_one_is(page: Any) -> None:
+    """A picture may make the view higher itself."""
+    higher, narrower = page.evaluate(GROWN)
+    assert higher == 0 < narrower
+
+
+IN_SIGHT = """async () => {
+    const settled = () => new Promise((done) => setTimeout(done, 200));
+    const card = view.find("requests").parentElement;
+    await settled();
+    const counts = [];
+    for (const margin of ["3000px", ""]) {
+        const before = view.drawn;
+        card.style.marginTop = margin;
+        await settled();
+        counts.push([view.unseen.has(view.find("requests")), view.drawn - before]);
+    }
+    return counts;
+}"""
+
+
+def test_a_part_that_comes_into_sight_is_drawn(page: Any) -> None:
+    (is_unseen, when_gone), (is_still, when_back) = page.evaluate(IN_SIGHT)
+    assert is_unseen and when_gone == 0
+    assert not is_still and when_back > 0
+
+
 REST = """async ([cores, idleCores, takes]) => {
     Object.defineProperty(navigator, "hardwareConcurrency", { configurable: true, value: cores });
     view.idleCores = idleCores;
@@ -589,9 +630,37 @@ def test_a_view_that_is_put_into_the_page_later_has_its_colours(page: Any) -> No
     assert colour_at(page, 23) == rgb("#e9ebef")  # free
 
 
+LATE_REQUEST = """async ([key, playedIn]) => {
+    const frames = view.history.frames.slice();
+    const late = frames.findLastIndex((frame) => frame.o.some(([name]) => name === "q"));
+    let now = performance.now();
+    performance.now = () => now;
+    view.playedIn = playedIn;
+    view.load({ key, frames: [] });
+    view.setStatus({ live: true, playing: true });
+    const rows = [];
+    for (const until of [late, late + 1, late + 2]) {
+        view.addFrames(view.history.length, frames.slice(view.history.length, until));
+        now += playedIn; // all of a message is played
+        view.draw();
+        rows.push([view.find("requests").children.length, view.find("where").textContent]);
+    }
+    return rows;
+}"""
+
+
+def test_a_new_request_is_listed_with_the_picture_that_has_its_lane(page: Any) -> None:
+    """However long the words rest."""
+    page.evaluate("view.wordsPause = 1e6")
+    document = Timeline(eventful().log).document()
+    before, then, later = page.evaluate(LATE_REQUEST, [document["key"], PLAYED_IN])
+    assert then[0] == before[0] + 1 == later[0]
+    assert before[1] != then[1] == later[1]
+
+
 SCROLLED_AWAY = """async ([key, playedIn]) => {
     const frames = view.history.frames.slice();
-    const half = Math.floor(frames.length / 2);
+    const half = 1 + frames.findLastIndex((frame) => frame.o.some(([name]) => name === "q"));
     const requests = view.find("requests");
     requests.parentElement.style.marginTop = "3000px";
     while (!view.unseen.has(requests)) await new Promise((done) => requestAnimationFrame(done));

@@ -42,16 +42,19 @@ class Hands {
     this.listenToBlocks();
     this.listenToLanes();
     this.observer = new ResizeObserver(() => {
+      if (this.sizes?.root === root.clientWidth) return; // it is higher, by what was drawn
       this.sizes = null;
       this.wake();
     });
     this.observer.observe(root);
     this.unseen = new Set();
     this.sight = new IntersectionObserver((entries) => {
+      let appeared = false;
       for (const { target, isIntersecting } of entries) {
-        this.unseen[isIntersecting ? "delete" : "add"](target);
+        if (isIntersecting) appeared = this.unseen.delete(target) || appeared;
+        else this.unseen.add(target);
       }
-      if (entries.some((entry) => entry.isIntersecting)) this.wake();
+      if (appeared) this.wake();
     });
     for (const name of ["blocks", "lanes", "gauges", "requests"]) {
       if (this.find(name)) this.sight.observe(this.find(name));

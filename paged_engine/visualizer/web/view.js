@@ -145,7 +145,9 @@ class View extends Hands {
     this.advance();
     const state = (this.shown = this.history.at(this.count));
     const now = performance.now();
-    if (now - this.allDrawn > UNSEEN_PAUSE) this.whole = true;
+    const isNew = state.requests.length !== this.numRequests; // its row comes with its lane
+    this.numRequests = state.requests.length;
+    if (isNew || now - this.allDrawn > UNSEEN_PAUSE) this.whole = true;
     const all = this.whole;
     if (all) this.allDrawn = now;
     const due = (name) => this.find(name) && (all || !this.unseen.has(this.find(name)));
