@@ -30,7 +30,7 @@ from paged_engine.errors import PagedEngineError
 from paged_engine.visualizer.idle_cores import IdleCores
 
 # Each with the frames of all steps since; the page shows them one by one.
-MESSAGES_PER_SECOND = 2  # where the engine takes all cores; a message takes some 8 ms of one
+MESSAGES_PER_SECOND = 1.5  # where the engine takes all cores; a message takes some 8 ms of one
 MOST_MESSAGES_PER_SECOND = 5  # where it leaves some
 LET_GO = 6  # times that a step lets go of the event loop: a message takes several to come in
 ASK_AFTER = 10.0  # seconds without a word from a page until they are asked for one
@@ -157,7 +157,7 @@ class Player:
         self._show()
 
     @property
-    def messages_per_second(self) -> int:
+    def messages_per_second(self) -> float:
         """How often pages are told what is new while it plays."""
         return MOST_MESSAGES_PER_SECOND if self.idle_cores.count else MESSAGES_PER_SECOND
 

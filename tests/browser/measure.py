@@ -26,7 +26,7 @@ from paged_engine.visualizer.timeline import Timeline
 from tests.browser.lab import BROWSERS, Lab, Notebook, open_browser
 from tests.engine.engine_helpers import greedy, oracle_engine
 
-ROUNDS = 6
+ROUNDS = 12
 SETTLED = 20  # seconds until a new page has cleared away what loading it left
 VIEW = '[data-testid="engine-view"]'
 SETUP = """\
@@ -67,8 +67,8 @@ VIEWED = """\
 fill(engine)
 began = time.perf_counter()
 view.play()
-async def watch():
-    while view.is_playing:
+async def watch():  # until the last token, as above
+    while engine.has_unfinished:
         await asyncio.sleep(0.01)
     seconds.append(time.perf_counter() - began)
     rates["viewed"].append(8 * 192 / seconds[-1])

@@ -475,7 +475,7 @@ REST = """async ([cores, idleCores, takes]) => {
 
 
 def test_a_view_rests_less_where_cores_are_idle(page: Any) -> None:
-    assert page.evaluate(REST, [2, 0, 6]) == 500, "an engine needs both: no longer than this"
+    assert page.evaluate(REST, [2, 0, 6]) == 600, "an engine needs both: no longer than this"
     assert page.evaluate(REST, [8, 0, 6]) == pytest.approx(244)  # 6 of 250 ms, on one of 8 cores
     assert page.evaluate(REST, [2, 1, 6]) == 20, "no shorter than this"
     assert page.evaluate(REST, [2, 1, 60]) == pytest.approx(180)  # a quarter of the idle one
@@ -676,7 +676,7 @@ SCROLLED_AWAY = """async ([key, playedIn]) => {
     view.addFrames(half, frames.slice(half));
     const said = () => [view.find("where").textContent, requests.textContent];
     const then = [said()];
-    for (const passed of [1300, 800]) {
+    for (const passed of [1300, 2800]) {
         now += passed;
         view.draw();
         then.push(said());

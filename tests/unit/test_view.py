@@ -63,7 +63,7 @@ def test_what_is_new_says_when_the_next_comes_and_how_many_cores_are_idle(
 ) -> None:
     view = EngineView(loaded())
     assert view._player is not None
-    for idle, every in ((0, 500), (3, 200)):
+    for idle, every in ((0, 667), (3, 200)):
         view._player.idle_cores.count = idle
         view.show()
         assert (sent[-1]["idle"], sent[-1]["every"]) == (idle, every)

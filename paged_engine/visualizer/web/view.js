@@ -3,12 +3,12 @@
 const ENDINGS = { stop: "finished", length: "full length", abort: "aborted" };
 const SHORTEST_WORDS_PAUSE = 250; // milliseconds between two changes of all but the maps
 const LONGEST_WORDS_PAUSE = 1200;
-const UNSEEN_PAUSE = 2000; // between two changes of what is scrolled out of sight
+const UNSEEN_PAUSE = 4000; // between two changes of what is scrolled out of sight
 const PADDING = 26; // of a card, and its border
 const SHARE = 0.003; // of all cores' time that pictures take while an engine computes, maybe with them
 const IDLE_SHARE = 0.25; // of those cores' time that nobody uses
 const SHORTEST_REST = 20; // milliseconds between two of them
-const LONGEST_REST = 500;
+const LONGEST_REST = 600;
 const MOST_REQUESTS = 40; // that are listed
 const COLUMN = 7; // pixels of a character in a row's text, or a little less
 const LARGEST_TEXT = 400; // characters that a closed row holds
