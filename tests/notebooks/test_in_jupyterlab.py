@@ -98,7 +98,9 @@ SHOWING = """() => jupyterapp.shell.currentWidget.content.widgets
 SEEN = """async ([index, dark]) => {
     await jupyterapp.shell.currentWidget.content.scrollToItem(index, "start");
     const cell = jupyterapp.shell.currentWidget.content.widgets[index].node;
-    const next = () => new Promise((done) => requestAnimationFrame(done));
+    const until = performance.now() + 60_000;
+    const next = () => new Promise((done, fail) => performance.now() < until
+        ? requestAnimationFrame(done) : fail(new Error("the view does not come")));
     const find = () => cell.querySelector('[data-testid="engine-view"]')?.view;
     while (!find()?.shown?.step || find().root.classList.contains("pe-dark") !== dark) await next();
     const view = find(), { free, card } = view.theme;

@@ -29,6 +29,7 @@ class View extends Hands {
     this.idleCores = 0; // of the engine's machine while it plays
     this.playedIn = 1; // milliseconds in which the frames of one message are played: until the next
     this.drawn = 0; // times, for tests
+    this.numRequests = 0; // in the last picture
     this.allDrawn = 0; // when, with what is out of sight
     this.wordsPause = LONGEST_WORDS_PAUSE; // until it is known what a change takes
     this.closed = false;

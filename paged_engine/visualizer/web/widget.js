@@ -40,7 +40,8 @@ async function render({ model, el }) {
   const setLive = () => {
     const isLive = live && (layout?.comm_live ?? true);
     view.stopReplay();
-    view.setStatus({ live: isLive, about: isLive === live ? about : `${about} · a replay until the cell is run` });
+    const words = isLive === live ? about : `${about} · a replay until the cell is run`;
+    view.setStatus({ live: isLive, about: words });
   };
   setLive();
   layout?.on?.("comm_live_update", setLive);
