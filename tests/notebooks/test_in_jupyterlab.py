@@ -103,12 +103,12 @@ SEEN = """async ([index, dark]) => {
         ? requestAnimationFrame(done) : fail(new Error("the view does not come")));
     const find = () => cell.querySelector('[data-testid="engine-view"]')?.view;
     while (!find()?.shown?.step || find().root.classList.contains("pe-dark") !== dark) await next();
-    const view = find(), { free, card } = view.theme;
+    const view = find(), drawn = view.drawn;
+    view.wake();
+    while (view.drawn === drawn || !view.theme) await next(); // for a while it is read anew
+    const { free } = view.theme;
     const { ref, hash } = view.shown;
     const block = ref.findIndex((held, b) => !held && !hash.has(b)); // a free one
-    const drawn = view.drawn;
-    view.wake();
-    while (view.drawn === drawn) await next();
     const [x, y] = view.blocks.place(block);
     const canvas = view.blocks.canvas, middle = view.blocks.grid.cell / 2;
     const scale = canvas.width / canvas.clientWidth;
